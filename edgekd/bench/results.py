@@ -1,0 +1,123 @@
+"""`results.json`: everything that was measured in one run, as one versioned document that reports and gates read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..artifact import write_atomically
+from ..errors import ArtifactError, UsageError
+
+__all__ = ["Interval", "Latency", "Lineage", "ProfileResults", "Results", "Variant"]
+
+SCHEMA = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interval(_Record):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Latency(_Record):
+    """Milliseconds per call of one variant, measured interleaved with the others."""
+
+    p50: Interval
+    p90: float
+    p95: float
+    p99: float | None = Field(None, description="None where there are too few samples to know it")
+    mean: float
+    spread: float = Field(description="(p75 - p25) / p50")
+    samples: int
+    round_p50: list[float] = Field(description="the median of each round: what intervals and ratios stand on")
+    batch: int
+    threads: int
+
+
+class Variant(_Record):
+    """One network as its file runs in its runtime."""
+
+    name: str = Field(description="the stage it comes from, or the file's name")
+    key: str
+    file: str
+    precision: str = Field(description="fp32, int8, ...")
+    origin: Literal["measured", "compiled", "estimated"] = "measured"
+    metrics: dict[str, float] = Field(default={}, description="the task's metrics on the whole test split; fractions")
+    drop: Interval | None = Field(None, description="headline metric lost against the teacher, same images")
+    agreement: float | None = Field(None, description="share of test images with the teacher's answer")
+    latency: Latency | None = None
+    speedup: Interval | None = Field(None, description="the teacher's p50 over this one's, from the same rounds")
+    throughput: dict[str, float] = Field(default={}, description="batch size -> images per second")
+    size_mb: float = Field(description="of the file, in 10^6 bytes")
+    parameters: int | None = None
+    macs: int | None = Field(None, description="multiply-accumulates per image")
+    peak_memory_mb: float | None = Field(None, description="largest resident memory that a process with only it reached")
+    layers: dict[str, int] = Field(default={}, description="matrix layers of the optimised graph: int8 and float")
+
+
+class ProfileResults(_Record):
+    """All variants of a run on one profile; the first is the one that others are compared with."""
+
+    profile: str
+    device: str
+    runtime: str
+    rounds: int
+    variants: list[Variant]
+
+
+class Lineage(_Record):
+    """One artifact of the run, for the report."""
+
+    stage: str
+    key: str
+    parents: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    history: list[dict[str, Any]] = Field(default=[], description="one record per epoch of the stage's training")
+
+
+class Results(_Record):
+    """A run's measurements."""
+
+    schema_version: int = SCHEMA
+    name: str
+    command: str = Field(description="what reproduces it")
+    seed: int | None = None
+    headline: str = Field(description="the task's headline metric")
+    direction: Literal["max", "min"] = "max"
+    test_images: int
+    classes: list[str]
+    profiles: list[ProfileResults]
+    lineage: list[Lineage] = []
+    environment: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """Raises UsageError (no such file) or ArtifactError (damaged, or another schema)."""
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"no results at {path}", hint="measure first: edgekd bench RUN") from error
+        except ValueError as error:
+            raise ArtifactError(f"not JSON: {error}", where=str(path), hint="measure again: edgekd bench RUN") from error
+        version = table.get("schema_version") if isinstance(table, dict) else None
+        if version != SCHEMA:
+            raise ArtifactError(
+                f"results schema {version}, expected {SCHEMA}", where=str(path), hint="measure again: edgekd bench RUN"
+            )
+        try:
+            return cls.model_validate(table)
+        except ValidationError as error:
+            raise ArtifactError(f"damaged: {error.errors()[0]['loc']}", where=str(path)) from error

@@ -1,0 +1,76 @@
+"""Hardware profiles: data about a device that drives pruning, quantization, export, measurement and the gate."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import RecipeError, UsageError, nearest
+from .registry import validation_problems
+from .shipped import shipped
+
+__all__ = ["Profile", "Protocol", "load_profile", "profile_names"]
+
+
+class Protocol(BaseModel):
+    """How latency is measured on this device."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    batch: int = Field(1, gt=0)
+    rounds: int = Field(12, ge=3, description="each variant is measured once per round, in random order")
+    block_s: float = Field(0.15, gt=0, description="seconds of consecutive calls per variant and round")
+    warmup_s: float = Field(0.3, ge=0, description="seconds of calls before the first round")
+    cap_s: float = Field(120.0, gt=0, description="no further round is begun after so many seconds")
+    batches: list[int] = Field(default=[1, 8, 32], description="batch sizes of the throughput table")
+
+
+class Profile(BaseModel):
+    """A device, its runtime, and what that runtime rewards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    description: str
+    device: Literal["cpu", "gpu", "jetson"] = "cpu"
+    runtime: str = "onnxruntime"
+    precisions: list[Literal["fp32", "fp16", "bf16", "int8"]] = ["fp32", "int8"]
+    scheme: str = Field("x86-u8s8", description="the quantization scheme that this runtime fuses")
+    channel_multiple: int = Field(1, gt=0, description="channel counts that the kernels like are multiples of this")
+    opset: int = Field(18, ge=17, description="the highest ONNX opset the runtime takes")
+    threads: int = Field(1, gt=0)
+    protocol: Protocol = Protocol()
+    budgets: dict[str, Any] = Field(default_factory=dict, description="gate rules that hold for this device")
+
+
+def profile_names() -> list[str]:
+    """The shipped profiles."""
+    return sorted(p.stem for p in shipped("profiles").glob("*.toml"))
+
+
+def load_profile(name: str, where: str = "profiles") -> Profile:
+    """A profile by shipped name or path; `extends = "other"` starts from another one. Raises UsageError."""
+    table = _table(name, where, ())
+    try:
+        return Profile.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(validation_problems(error, f"profile {name}", Profile)) from error
+
+
+def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise UsageError(f"profiles extend each other in a circle: {' -> '.join((*seen, name))}", where=where)
+    file = Path(name) if name.endswith(".toml") else shipped("profiles") / f"{name}.toml"
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"no profile {name!r}", where=where, hint=nearest(name, profile_names())) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+    base = table.pop("extends", None)
+    if base is None:
+        return {"name": file.stem, **table}
+    parent = _table(base, str(file), (*seen, name))
+    protocol = {**parent.get("protocol", {}), **table.get("protocol", {})}
+    return {**parent, "name": file.stem, **table, "protocol": protocol}

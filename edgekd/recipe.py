@@ -1,0 +1,176 @@
+"""The recipe: one TOML file that says everything about a run. No torch here.
+
+Components (`{ use = "name", ... }`) are kept as written; `pipeline.plan` resolves them through the registry.
+Relative paths in a recipe are relative to the working directory, so that the copy inside a run reproduces it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import Problem, RecipeError, UsageError
+from .registry import validation_problems
+from .shipped import shipped
+
+__all__ = ["Component", "DataSpec", "Normalize", "Recipe", "Training", "find_recipe", "load_recipe", "parse_recipe"]
+
+
+class Component(BaseModel):
+    """`{ use = "name", **args }`, or just `"name"`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str = Field(min_length=1, description="a registered name, family:name, or package.module:function")
+
+    @property
+    def args(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
+
+
+#: A component that may be written as a bare name.
+ComponentField = Annotated[Component, BeforeValidator(_named)]
+
+
+class Normalize(BaseModel):
+    """Per-channel mean and standard deviation of inputs scaled to [0, 1]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mean: list[float] = Field(min_length=1)
+    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+
+
+class DataSpec(Component):
+    """The data set and how batches are made of it; keys beside these go to the data component."""
+
+    batch: int = Field(128, gt=0, description="training batch size")
+    augment: list[ComponentField] = Field(default_factory=list, description="augmentations, in order")
+    normalize: Normalize | None = Field(None, description="default: the data set's own figures")
+    validation: float = Field(0.1, ge=0, lt=1, description="share of the training images held out; 0 for none")
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [] if value in (None, "none") else [value]
+
+
+class Training(BaseModel):
+    """How the one training loop runs: the same keys for every stage that trains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    epochs: int = Field(10, ge=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (Nesterov)")
+    weight_decay: float = Field(5e-4, ge=0, description="on weights only, not on biases and norms")
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup: float = Field(0.2, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay per step of the averaged weights")
+    patience: int | None = Field(None, gt=0, description="stop after so many epochs without a better headline metric")
+    keep: Literal["best", "last"] = Field("best", description="which epoch's weights remain (best on validation)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    checkpoint_s: float = Field(30.0, ge=0, description="seconds between checkpoints inside an epoch")
+
+
+class Recipe(BaseModel):
+    """One run of edgekd."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[1] = Field(description="the recipe format")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the directory under runs/")
+    seed: int = Field(0, ge=0)
+    data: DataSpec
+    task: ComponentField = Component(use="classification")
+    profiles: list[str] = Field(default=["cpu-x86"], min_length=1)
+    plugins: list[str] = Field(default_factory=list, description="Python files that register components")
+    teacher: dict[str, Any] = Field(description="the stage `teacher`: model, weights or epochs")
+    stage: list[ComponentField] = Field(default_factory=list)
+    gate: dict[str, Any] = Field(default_factory=dict, description="rules; [gate.PROFILE] overrides")
+
+
+def find_recipe(path: str | Path) -> Path:
+    """A recipe's path: as given, or the name of one that edgekd ships. Raises UsageError."""
+    given = Path(path)
+    if given.is_file():
+        return given
+    if given.is_dir():
+        raise UsageError(f"{given} is a directory", where="recipe", hint=f"did you mean {given / 'recipe.toml'}?")
+    own = shipped("recipes") / f"{given.name.removesuffix('.toml')}.toml"
+    if own.is_file() and given.parent in (Path(), Path("recipes")):
+        return own
+    known = ", ".join(sorted(p.stem for p in own.parent.glob("*.toml")))
+    raise UsageError(f"no recipe {given}", where="recipe", hint=f"write one with `edgekd init`; shipped: {known}")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides. Raises UsageError or RecipeError (all problems at once)."""
+    file = find_recipe(path)
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", where=str(file)) from error
+    return parse_recipe(table, overrides)
+
+
+def parse_recipe(table: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from its table. Raises RecipeError with every problem found."""
+    table = json.loads(json.dumps(table, default=str))  # a copy, and JSON all the way down
+    for override in overrides:
+        apply_override(table, override)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise RecipeError(validation_problems(error, "", Recipe)) from error
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in a table; stages are addressed by name or index (`stage.distill.epochs=3`)."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set wants key=value, got {override!r}", hint="for example --set stage.distill.epochs=3")
+    current: Any = table
+    for depth, key in enumerate(keys[:-1]):
+        current = _step(current, key, ".".join(keys[: depth + 1]))
+    if isinstance(current, list):
+        raise RecipeError([Problem(path, "names a list, not a key in it", f"use {path}.0 and a key, for example")])
+    current[keys[-1]] = parse_value(text.strip())
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _step(current: Any, key: str, path: str) -> Any:
+    if isinstance(current, list):
+        uses = [c.get("use") if isinstance(c, dict) else c for c in current]
+        if key.isdigit() and int(key) < len(current):
+            index = int(key)
+        elif key in uses:
+            index = uses.index(key)
+        else:
+            raise RecipeError([Problem(path, f"no such entry, got {key!r}", f"there are: {', '.join(map(str, uses))}")])
+        if isinstance(current[index], str):
+            current[index] = {"use": current[index]}
+        return current[index]
+    if isinstance(current.get(key), str):
+        current[key] = {"use": current[key]}
+    value = current.setdefault(key, {})
+    if not isinstance(value, dict | list):
+        raise RecipeError([Problem(path, f"is not a table, got {value!r}")])
+    return value
