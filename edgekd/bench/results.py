@@ -60,7 +60,9 @@ class Variant(_Record):
     size_mb: float = Field(description="of the file, in 10^6 bytes")
     parameters: int | None = None
     macs: int | None = Field(None, description="multiply-accumulates per image")
-    peak_memory_mb: float | None = Field(None, description="largest resident memory that a process with only it reached")
+    peak_memory_mb: float | None = Field(
+        None, description="largest resident memory that a process with only it reached"
+    )
     layers: dict[str, int] = Field(default={}, description="matrix layers of the optimised graph: int8 and float")
 
 
@@ -111,7 +113,9 @@ class Results(_Record):
         except OSError as error:
             raise UsageError(f"no results at {path}", hint="measure first: edgekd bench RUN") from error
         except ValueError as error:
-            raise ArtifactError(f"not JSON: {error}", where=str(path), hint="measure again: edgekd bench RUN") from error
+            raise ArtifactError(
+                f"not JSON: {error}", where=str(path), hint="measure again: edgekd bench RUN"
+            ) from error
         version = table.get("schema_version") if isinstance(table, dict) else None
         if version != SCHEMA:
             raise ArtifactError(

@@ -1,0 +1,116 @@
+"""The machine that was measured on: what changes its figures, and what disturbs them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+__all__ = ["disturbances", "environment"]
+
+#: What int8 and bf16 kernels are chosen by; ARM's names are those of its HWCAPs.
+INSTRUCTION_SETS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+PACKAGES = ("edgekd", "torch", "onnx", "onnxruntime", "torchao", "torch-pruning")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader must know about this machine to judge a latency, as JSON values.
+
+    `cores` are those this process may use; `cpu_quota` is the container's limit in cores, `governor` that of the
+    first core, both null where there is none or it cannot be read; `memory_mb` in 10^6 bytes.
+    """
+    cpu = _cpu()
+    return {
+        **cpu,
+        "cores": _cores(),
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")) or None,
+        "turbo": _turbo(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "cpu_quota": _cpu_quota(),
+        "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6),
+        "os": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+    }
+
+
+def disturbances(environment: dict[str, Any]) -> list[str]:
+    """What is likely to disturb a measurement made now, one sentence each with what helps; empty if nothing is."""
+    warnings = []
+    cores, load = environment["cores"], environment["load_average"][0]
+    if load > cores / 2:
+        warnings.append(
+            f"load average {load:.1f} on {cores} cores: something else is running; "
+            "see `ps -eo pcpu,comm --sort -pcpu | head`, end it or wait"
+        )
+    if environment["governor"] in ("powersave", "conservative", "ondemand", "schedutil"):
+        warnings.append(
+            f"CPU frequency governor {environment['governor']}: clocks follow the load; "
+            "`sudo cpupower frequency-set -g performance`"
+        )
+    quota = environment["cpu_quota"]
+    if quota is not None and quota < cores:
+        warnings.append(
+            f"a CPU quota of {quota:g} cores on {cores}: the container is stopped in the middle of calls; "
+            "start it with --cpuset-cpus instead of --cpus"
+        )
+    return warnings
+
+
+def _cpu() -> dict[str, Any]:
+    fields: dict[str, str] = {}
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    model = fields.get("model name") or platform.processor() or platform.machine()
+    return {"cpu": model, "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags]}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _turbo() -> bool | None:
+    off = _read(Path("/sys/devices/system/cpu/intel_pstate/no_turbo"))
+    on = _read(Path("/sys/devices/system/cpu/cpufreq/boost"))
+    return off == "0" if off else on == "1" if on else None
+
+
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The tightest CFS quota in cores: of this process's cgroup, or of the one that a container sees as its root."""
+    groups = {"", *(line.rpartition(":")[2].strip("/") for line in _read(Path("/proc/self/cgroup")).splitlines())}
+    limits = []
+    for group in groups:
+        limits.append(_read(root / group / "cpu.max").split())  # cgroup v2: "QUOTA PERIOD", "max" for none
+        v1 = root / "cpu" / group
+        limits.append([_read(v1 / "cpu.cfs_quota_us"), _read(v1 / "cpu.cfs_period_us")])
+    quotas = []
+    for limit in limits:
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            quota, period = map(int, limit)
+            if quota > 0:
+                quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
