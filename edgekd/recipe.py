@@ -18,7 +18,17 @@ from .errors import Problem, RecipeError, UsageError
 from .registry import validation_problems
 from .shipped import shipped
 
-__all__ = ["Component", "DataSpec", "Normalize", "Recipe", "Training", "find_recipe", "load_recipe", "parse_recipe"]
+__all__ = [
+    "Component",
+    "DataSpec",
+    "Normalize",
+    "Recipe",
+    "Training",
+    "find_recipe",
+    "load_recipe",
+    "parse_recipe",
+    "to_toml",
+]
 
 
 class Component(BaseModel):
@@ -174,3 +184,30 @@ def _step(current: Any, key: str, path: str) -> Any:
     if not isinstance(value, dict | list):
         raise RecipeError([Problem(path, f"is not a table, got {value!r}")])
     return value
+
+
+def to_toml(recipe: Recipe) -> str:
+    """A recipe as TOML: what `load_recipe` reads back to an equal recipe."""
+    table = recipe.model_dump(mode="json", exclude_none=True)
+    teacher, stages, gate = table.pop("teacher"), table.pop("stage"), table.pop("gate")
+    blocks = [_pairs(table), "[teacher]\n" + _pairs(teacher)]
+    blocks += ["[[stage]]\n" + _pairs(stage) for stage in stages]
+    if gate:
+        blocks.append("[gate]\n" + _pairs(gate))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _pairs(table: dict[str, Any]) -> str:
+    return "\n".join(f"{_key(key)} = {_value(value)}" for key, value in table.items() if value is not None)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,166 @@
+"""What edgekd knows: components, profiles, recipes, artifacts, ONNX files, and this machine."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from .artifact import MANIFEST, Artifact
+from .bench import disturbances, environment
+from .errors import UsageError, nearest
+from .profile import load_profile, profile_names
+from .recipe import Recipe
+from .registry import KINDS, names, parameters, resolve, summary
+from .runtimes import open_session, probe
+from .shipped import shipped
+
+__all__ = ["describe", "diagnosis", "listing", "recipe_schema"]
+
+#: Arguments that edgekd itself passes, which a recipe does not write.
+FILLED_IN = ("network", "num_classes", "in_channels", "image_size")
+
+
+def listing(kind: str) -> list[tuple[str, str]]:
+    """Names of a kind with one line each. Raises UsageError for an unknown kind."""
+    if kind == "profiles":
+        return [(name, load_profile(name).description) for name in profile_names()]
+    if kind == "recipes":
+        return [(path.stem, _first_comment(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    if kind not in KINDS:
+        raise UsageError(f"no kind {kind!r}", where="list", hint=nearest(kind, [*KINDS, "profiles", "recipes"]))
+    return [(name, summary(resolve(kind, name)[0])) for name in names(kind)]
+
+
+def _first_comment(path: Path) -> str:
+    comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+    return comments[0] if comments else ""
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A document with the key `text` for the screen. Raises UsageError when nothing is called `name`."""
+    path = Path(name)
+    if (path / MANIFEST).is_file():
+        return _artifact(Artifact.open(path))
+    if path.suffix == ".onnx":
+        return _onnx(path)
+    if name in profile_names():
+        profile = load_profile(name)
+        lines = [f"{key} = {value}" for key, value in profile.model_dump(mode="json").items()]
+        return {"profile": profile.model_dump(mode="json"), "text": "\n".join(lines)}
+    known: list[str] = profile_names()
+    for kind in KINDS:
+        known += names(kind)
+        if name in names(kind):
+            return _component(kind, name)
+    raise UsageError(f"nothing is called {name!r}", where="show", hint=nearest(name, known))
+
+
+def _component(kind: str, name: str) -> dict[str, Any]:
+    component, _ = resolve(kind, name)
+    model = parameters(component, skip=FILLED_IN)
+    rows = [_parameter(n, f) for n, f in model.model_fields.items()]
+    required = [f"{n} = ..." for n, f in model.model_fields.items() if f.is_required()]
+    snippet = "{ " + ", ".join([f'use = "{name}"', *required]) + " }"
+    text = [f"{name} ({kind})", "", inspect.getdoc(component) or "", ""]
+    text += ["parameters:", *(f"  {row}" for row in rows)] if rows else ["no parameters"]
+    text += ["", f"in a recipe: {snippet}"]
+    return {"kind": kind, "name": name, "parameters": rows, "snippet": snippet, "text": "\n".join(text)}
+
+
+def _parameter(name: str, field: Any) -> str:
+    default = "required" if field.default is PydanticUndefined and field.default_factory is None else None
+    if default is None:
+        default = f"default {field.get_default(call_default_factory=True)!r}"
+    kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
+    note = f": {field.description}" if field.description else ""
+    return f"{name} ({kind}, {default}){note}"
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    lines = [f"{manifest.kind}  {artifact.path}", f"key      {manifest.key}"]
+    lines += [f"parent   {role}: {key}" for role, key in manifest.parents.items()]
+    lines += [f"model    {manifest.model.use} {json.dumps(manifest.model.args)}"]
+    lines += [f"metric   {key} = {value}" for key, value in manifest.metrics.items()]
+    lines += [f"file     {name}  {size:,} bytes" for name, (_, size) in manifest.files.items()]
+    if "plan.json" in manifest.files:
+        plan = json.loads(artifact.file("plan.json").read_text())
+        for group in plan["groups"]:
+            before, after = group["channels_before"], group["channels_after"]
+            reason = f"  ({group['reason_kept']})" if group.get("reason_kept") else ""
+            lines.append(f"group    {group['name']}: {before} -> {after} channels{reason}")
+    return {"manifest": manifest.model_dump(mode="json"), "text": "\n".join(lines)}
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    from .onnx_file import optimised_layers, read_metadata
+
+    session = open_session(path)
+    layers = optimised_layers(path)
+    tensors = {"inputs": session.inputs, "outputs": session.outputs}
+    lines = [str(path), f"size     {path.stat().st_size / 1e6:.3f} MB"]
+    for role, infos in tensors.items():
+        lines += [f"{role[:-1]:<8} {i.name} {i.dtype} {i.axes}" for i in infos]
+    lines.append(f"layers   {layers['int8']} int8 and {layers['float']} float matrix layers in ONNX Runtime")
+    metadata = read_metadata(path)
+    lines += [f"metadata {key}: {value}" for key, value in metadata.items()]
+    session.close()
+    described = {k: [i.model_dump(mode="json") for i in v] for k, v in tensors.items()}
+    return {**described, "layers": layers, "metadata": metadata, "text": "\n".join(lines)}
+
+
+def diagnosis() -> dict[str, Any]:
+    """This machine, its runtimes, and what would disturb a measurement."""
+    machine = environment()
+    runtimes = []
+    for status in probe():
+        text = status.version or "" if status.available else f"{status.why}; {status.install}"
+        runtimes.append({"name": status.name, "available": status.available, "text": text})
+    return {"machine": machine, "runtimes": runtimes, "warnings": disturbances(machine)}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe: stages, objectives and the other components with all their parameters."""
+    schema = Recipe.model_json_schema()
+    places = {"stage": "stages", "data": "data", "task": "tasks"}
+    for key, kind in places.items():
+        alternatives = [_component_schema(kind, name) for name in names(kind) if name != "teacher"]
+        target = schema["properties"][key]
+        target.setdefault("x-components", alternatives)
+    schema["properties"]["teacher"] = _component_schema("stages", "teacher")
+    schema["properties"]["stage"] = {"type": "array", "items": {"anyOf": schema["properties"]["stage"]["x-components"]}}
+    _lift_definitions(schema)
+    return schema
+
+
+def _component_schema(kind: str, name: str) -> dict[str, Any]:
+    model: type[BaseModel] = parameters(resolve(kind, name)[0], skip=FILLED_IN)
+    own = model.model_json_schema()
+    own["properties"] = {"use": {"const": name}, **own.get("properties", {})}
+    if kind == "stages" and name != "teacher":
+        own["required"] = ["use", *own.get("required", [])]
+    return own
+
+
+def _lift_definitions(schema: dict[str, Any]) -> None:
+    """Move nested `$defs` to the root, where `$ref`s look for them."""
+    root = schema.setdefault("$defs", {})
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if node is not schema:
+                root.update(node.pop("$defs", {}))
+            for value in list(node.values()):
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(schema)
+    for definition in list(root.values()):
+        walk(definition)

@@ -1,0 +1,271 @@
+"""A recipe becomes a plan of steps; running skips what is complete and resumes what is not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256, locked, write_atomically
+from .data import Dataset, augmentations, load
+from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
+from .gate import parse_rules
+from .profile import Profile, load_profile
+from .recipe import Recipe, to_toml
+from .registry import load_plugin, resolve, validation_problems
+from .stages import Context, Stage, Workspace
+from .stages.distill import DEFAULT_OBJECTIVES
+from .tasks import Task, make_task
+
+__all__ = ["Plan", "Step", "plan", "run_steps"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan. `parents` maps roles to the names of earlier steps or to artifacts from elsewhere."""
+
+    name: str
+    stage: Stage
+    config: dict[str, Any]
+    key: str
+    directory: Path
+    parents: dict[str, str | Artifact]
+    spec: ModelSpec | None
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / MANIFEST).is_file()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run will do, checked before anything is done."""
+
+    recipe: Recipe
+    data: Dataset
+    task: Task
+    profiles: list[Profile]
+    directory: Path
+    steps: list[Step]
+
+    def step(self, name: str) -> Step:
+        """Raises UsageError when there is no such step."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise UsageError(f"no stage {name!r} in this recipe", hint=nearest(name, [s.name for s in self.steps]))
+
+    def artifact(self, name: str) -> Artifact:
+        return Artifact.open(self.step(name).directory)
+
+
+def plan(
+    recipe: Recipe,
+    directory: Path | None = None,
+    *,
+    source: Artifact | None = None,
+    teacher: Artifact | None = None,
+) -> Plan:
+    """Resolve and check everything, and key every stage. Raises RecipeError with all problems at once.
+
+    With `source` the recipe's stages continue from that artifact, healed by the `teacher` artifact.
+    """
+    problems: list[Problem] = []
+    for plugin in recipe.plugins:
+        _collect(problems, "plugins", lambda plugin=plugin: load_plugin(Path(plugin)))
+    profiles = [
+        p
+        for i, name in enumerate(recipe.profiles)
+        if (p := _collect(problems, "", lambda name=name, i=i: load_profile(name, f"profiles[{i}]")))
+    ]
+    task = _collect(problems, "task", lambda: make_task(recipe.task))
+    _collect(problems, "data", lambda: augmentations(recipe.data))
+    data = _collect(problems, "data", lambda: load(recipe.data, recipe.seed))
+    problems += parse_rules(recipe.gate, [p.name for p in profiles])[1]
+    drafts = list(_drafts(recipe, source, problems))
+    if data is None or task is None or len(profiles) < len(recipe.profiles):
+        raise RecipeError(problems)
+    directory = directory or Path("runs") / recipe.name
+    steps = _steps(drafts, recipe, data, profiles, directory, source, teacher, problems)
+    if problems:
+        raise RecipeError(problems)
+    return Plan(recipe, data, task, profiles, directory, steps)
+
+
+def _collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> Any:
+    """The call's result, or None with its errors added to `problems`."""
+    try:
+        return call()
+    except EdgekdError as error:
+        problems += [p if p.where else Problem(where, p.what, p.hint) for p in error.problems]
+        return None
+
+
+def _drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
+    """Validated stage configs with their names and places; order is checked here."""
+    entries = [] if source is not None else [("teacher", {k: v for k, v in recipe.teacher.items() if k != "use"}, "teacher")]
+    entries += [(entry.use, entry.args, f"stage[{i}]") for i, entry in enumerate(recipe.stage)]
+    previous = source.manifest.kind if source is not None else None
+    seen: dict[str, int] = {}
+    for use, args, where in entries:
+        config = _collect(problems, where, lambda use=use, args=args, where=where: _config(use, args, where))
+        if config is None:
+            previous = None
+            continue
+        if previous is not None and previous not in config.follows:
+            allowed = ", ".join(config.follows) or "nothing: it comes first"
+            problems.append(Problem(where, f"{use} cannot follow {previous}", f"{use} may follow {allowed}"))
+        previous = use
+        seen[use] = seen.get(use, 0) + 1
+        yield (use if seen[use] == 1 else f"{use}-{seen[use]}"), config, where
+
+
+def _config(use: str, args: dict[str, Any], where: str) -> Any:
+    component, _ = resolve("stages", use, where)
+    try:
+        return component.model_validate(args)  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise RecipeError(validation_problems(error, where, component)) from error  # type: ignore[arg-type]
+
+
+def _steps(
+    drafts: Sequence[tuple[str, Any, str]],
+    recipe: Recipe,
+    data: Dataset,
+    profiles: list[Profile],
+    directory: Path,
+    source: Artifact | None,
+    teacher: Artifact | None,
+    problems: list[Problem],
+) -> list[Step]:
+    steps: list[Step] = []
+    spec = source.manifest.model if source is not None else None
+    teacher_spec = teacher.manifest.model if teacher is not None else None
+    objectives: list[Any] = DEFAULT_OBJECTIVES
+    keys: dict[str, str] = {}
+    for index, (name, draft, where) in enumerate(drafts):
+        stage = draft.resolved(profiles, objectives)
+        context = Context(recipe, data, profiles, None if draft.kind == "teacher" else teacher_spec, spec, where)
+        spec, found = stage.check(context)
+        problems += found
+        if draft.kind == "teacher":
+            teacher_spec = spec
+        if draft.kind == "distill":
+            objectives = stage.objectives
+        parents = _parents(stage, steps, source, teacher)
+        config = {"use": draft.kind, **stage.model_dump(mode="json")}
+        parent_keys = {r: keys[p] if isinstance(p, str) else p.key for r, p in parents.items()}
+        key = _key(config, parent_keys, recipe, data, stage.inputs())
+        keys[name] = key
+        number = index if source is None else index + 1
+        steps.append(Step(name, stage, config, key, directory / f"{number:02d}-{name}-{key[:12]}", parents, spec))
+    return steps
+
+
+def _parents(
+    stage: Any, steps: Sequence[Step], source: Artifact | None, teacher: Artifact | None
+) -> dict[str, str | Artifact]:
+    before: str | Artifact | None = steps[-1].name if steps else source
+    taught: str | Artifact | None = steps[0].name if steps and source is None else teacher
+    parents: dict[str, str | Artifact] = {}
+    fresh = stage.kind == "distill" and stage.model is not None
+    if before is not None and not fresh:
+        parents["source"] = before
+    if taught is not None and stage.kind in ("distill", "prune", "quantize"):
+        parents["teacher"] = taught
+    return parents
+
+
+def _key(
+    config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: Dataset, inputs: dict[str, str]
+) -> str:
+    def without_cadence(value: Any) -> Any:  # how often a checkpoint is written changes no result
+        if isinstance(value, dict):
+            return {k: without_cadence(v) for k, v in value.items() if k != "checkpoint_s"}
+        return value
+
+    return digest(
+        {
+            "format": FORMAT,
+            "config": without_cadence(config),
+            "parents": parents,
+            "data": data.fingerprint,
+            "batches": recipe.data.model_dump(mode="json", include={"batch", "augment"}),
+            "normalize": [data.mean, data.std],
+            "task": recipe.task.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "inputs": inputs,
+            "plugins": [file_sha256(Path(plugin)) for plugin in recipe.plugins],
+            "sources": sorted(_sources([config, recipe.task.model_dump(), recipe.data.model_dump()])),
+        }
+    )
+
+
+def _sources(value: Any) -> Iterator[str]:
+    """sha256 of the module behind every `use = "package.module:function"`."""
+    if isinstance(value, dict):
+        use = value.get("use")
+        module = use.partition(":")[0] if isinstance(use, str) and ":" in use else ""
+        found = importlib.util.find_spec(module) if module and module.isidentifier() or "." in module else None
+        if found is not None and found.origin and Path(found.origin).is_file():
+            yield hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+        for inner in value.values():
+            yield from _sources(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sources(inner)
+
+
+def run_steps(
+    plan: Plan, emit: Emit, *, start: str | None = None, until: str | None = None, force: bool = False
+) -> list[Artifact]:
+    """Run the steps that are not complete, one after the other; the run directory is locked meanwhile.
+
+    `start` and `force` do steps again that are complete. Raises StageError when another run holds the directory.
+    """
+    names = [step.name for step in plan.steps]
+    again = set(names[names.index(plan.step(start).name) :]) if start else set(names) if force else set()
+    last = names.index(plan.step(until).name) if until else len(names) - 1
+    made: dict[str, Artifact] = {}
+    with locked(plan.directory):
+        write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
+        for index, step in enumerate(plan.steps[: last + 1]):
+            emit({"event": "stage", "stage": step.name, "index": index, "stages": last + 1, "done": step.done})
+            if step.done and step.name not in again:
+                made[step.name] = Artifact.open(step.directory)
+                continue
+            parents = {r: made[p] if isinstance(p, str) else p for r, p in step.parents.items()}
+            workspace = Workspace(
+                recipe=plan.recipe,
+                data=plan.data,
+                task=plan.task,
+                profiles=plan.profiles,
+                name=step.name,
+                key=step.key,
+                destination=step.directory,
+                parents=parents,
+                config=step.config,
+                emit=emit,
+            )
+            if step.name in again:
+                shutil.rmtree(workspace.partial, ignore_errors=True)
+            made[step.name] = step.stage.run(workspace)
+            emit({"event": "made", "stage": step.name, "path": str(step.directory)})
+    return list(made.values())
+
+
+def summarise(plan: Plan) -> list[dict[str, Any]]:
+    """The plan as rows: name, key, directory, whether it is complete."""
+    return [
+        {"stage": s.name, "key": s.key, "directory": str(s.directory), "done": s.done, "config": json.loads(json.dumps(s.config))}
+        for s in plan.steps
+    ]

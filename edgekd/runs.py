@@ -1,0 +1,326 @@
+"""A run on disk: carry out a recipe, find what a SOURCE names, measure, judge and report."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .artifact import MANIFEST, Artifact, locked, write_atomically
+from .bench import Results
+from .errors import EdgekdError, UsageError, nearest
+from .gate import Verdict, exit_code, judge, parse_rules, read, write_gate
+from .pipeline import Plan, plan, run_steps
+from .profile import Profile, load_profile
+from .recipe import Component, Recipe, load_recipe, parse_recipe
+from .report import render
+from .scorecard import Candidate, candidate_of, lineage_of, measure
+from .tasks import make_task
+
+__all__ = [
+    "RunResult",
+    "Source",
+    "bench_paths",
+    "bench_run",
+    "find_source",
+    "gate_paths",
+    "judge_results",
+    "measure_run",
+    "open_run",
+    "report_of",
+    "run",
+]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    """Events of a run that nobody watches."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left: measurements, verdicts and where everything lies."""
+
+    directory: Path
+    results: Results
+    verdicts: list[Verdict]
+
+    @property
+    def exit_code(self) -> int:
+        return exit_code(self.verdicts)
+
+
+def run(
+    recipe: Recipe | dict[str, Any] | str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    directory: str | Path | None = None,
+    emit: Emit = _quiet,
+    start: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    command: str | None = None,
+) -> RunResult | None:
+    """The whole line: stages, measurement, gate, report. None when `until` stops before the last stage.
+
+    What is complete is not done again. Raises RecipeError (everything that is wrong with the recipe), UsageError or
+    StageError.
+    """
+    if isinstance(recipe, dict):
+        recipe = parse_recipe(recipe, overrides)
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    planned = plan(recipe, Path(directory) if directory else None)
+    run_steps(planned, emit, start=start, until=until, force=force)
+    if until is not None and planned.steps[-1].name != until:
+        return None
+    with locked(planned.directory):
+        results = measure_run(planned, emit, command=command, again=force or start is not None)
+        return _conclude(planned, results)
+
+
+def _conclude(planned: Plan, results: Results) -> RunResult:
+    verdicts = judge_results(results, planned.recipe.gate, planned.profiles)
+    write_gate(planned.directory / "gate.json", verdicts)
+    write_atomically(planned.directory / "report.html", render(results, verdicts, "html"))
+    return RunResult(planned.directory, results, verdicts)
+
+
+def judge_results(results: Results, rules: dict[str, Any], profiles: Sequence[Profile]) -> list[Verdict]:
+    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
+    from .errors import RecipeError
+
+    names = [p.name for p in profiles]
+    budgets = {p.name: p.budgets for p in profiles if p.budgets}
+    merged = {**rules, **{n: {**b, **rules.get(n, {})} for n, b in budgets.items()}}
+    parsed, problems = parse_rules(merged, names)
+    if problems:
+        raise RecipeError(problems)
+    return judge(results, parsed)
+
+
+def measure_run(planned: Plan, emit: Emit = _quiet, *, command: str | None = None, again: bool = False) -> Results:
+    """Measure every variant of a run, or take `results.json` where nothing has changed since. Raises StageError."""
+    candidates = list(_candidates(planned))
+    file = planned.directory / "results.json"
+    if not again and file.exists():
+        with contextlib.suppress(EdgekdError):
+            earlier = Results.read(file)
+            if _same(earlier, candidates, planned):
+                emit({"event": "measured", "path": str(file), "done": True})
+                return earlier
+    lineage = [lineage_of(Artifact.open(s.directory, verify=False), s.name) for s in planned.steps]
+    results = measure(
+        candidates,
+        planned.profiles,
+        data=planned.data,
+        task=planned.task,
+        name=planned.recipe.name,
+        command=command or f"edgekd run {planned.directory / 'recipe.toml'}",
+        seed=planned.recipe.seed,
+        lineage=lineage,
+        emit=emit,
+        samples=planned.directory / "samples.json",
+    )
+    results.write(file)
+    emit({"event": "measured", "path": str(file), "done": False})
+    return results
+
+
+def _candidates(planned: Plan) -> Iterator[Candidate]:
+    """One per stage; an `export` stands for the stage before it."""
+    opset = min(p.opset for p in planned.profiles)
+    cache = planned.directory / ".onnx"
+    for step, after in zip(planned.steps, [*planned.steps[1:], None], strict=True):
+        if after is not None and after.stage.kind == "export":
+            yield candidate_of(Artifact.open(after.directory), step.name, planned.data, opset, cache)
+        elif step.stage.kind != "export":
+            yield candidate_of(Artifact.open(step.directory), step.name, planned.data, opset, cache)
+
+
+def _same(earlier: Results, candidates: Sequence[Candidate], planned: Plan) -> bool:
+    wanted = [(c.name, c.key) for c in candidates]
+    return [p.profile for p in earlier.profiles] == [p.name for p in planned.profiles] and all(
+        [(v.name, v.key) for v in p.variants] == wanted for p in earlier.profiles
+    )
+
+
+def open_run(directory: str | Path) -> Plan:
+    """The plan of a run on disk. Raises UsageError when it is none."""
+    directory = Path(directory)
+    if not (directory / "recipe.toml").is_file():
+        raise UsageError(f"no run at {directory}", hint=_known_runs(directory))
+    return plan(load_recipe(directory / "recipe.toml"), directory)
+
+
+def _known_runs(directory: Path) -> str:
+    parent = directory.parent if directory.parent.is_dir() else Path("runs")
+    runs = [str(p.parent) for p in parent.glob("*/recipe.toml")] if parent.is_dir() else []
+    return nearest(str(directory), runs) or "make one with `edgekd run RECIPE`"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An artifact to go on from, its teacher, and the recipe that it was made by (None: it lies alone)."""
+
+    artifact: Artifact
+    teacher: Artifact | None
+    recipe: Recipe | None
+    name: str
+
+
+def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
+    """SOURCE: a run (its last stage of `kinds`), `RUN:stage`, or an artifact directory. Raises UsageError."""
+    path = Path(text)
+    if (path / MANIFEST).is_file():
+        recipe_file = path.parent / "recipe.toml"
+        recipe = load_recipe(recipe_file) if recipe_file.is_file() else None
+        artifact = Artifact.open(path)
+        return Source(artifact, _teacher_of(artifact), recipe, artifact.manifest.kind)
+    run_text, colon, stage = text.rpartition(":")
+    directory = Path(run_text) if colon else path
+    if not (directory / "recipe.toml").is_file():
+        raise UsageError(
+            f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory)
+        )
+    recipe = load_recipe(directory / "recipe.toml")
+    planned = plan(recipe, directory)
+    names = [s.name for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)]
+    if colon:
+        step = planned.step(stage)
+        if not step.done:
+            raise UsageError(f"stage {stage!r} of {directory} is not complete", hint=f"edgekd run {directory}/recipe.toml")
+        names = [step.name]
+    if not names:
+        raise UsageError(f"nothing to go on from in {directory}", hint=f"edgekd run {directory}/recipe.toml")
+    artifact = planned.artifact(names[-1])
+    return Source(artifact, _teacher_of(artifact), recipe, names[-1])
+
+
+def _teacher_of(artifact: Artifact) -> Artifact | None:
+    """The teacher's artifact beside this one, by the key in the manifest; a teacher teaches itself."""
+    if artifact.manifest.kind == "teacher":
+        return artifact
+    keys = set(artifact.manifest.parents.values())
+    for manifest in sorted(artifact.path.parent.glob(f"*/{MANIFEST}")):
+        beside = Artifact.open(manifest.parent, verify=False)
+        if beside.key in keys:
+            found = beside if beside.manifest.kind == "teacher" else _teacher_of(beside)
+            if found is not None:
+                return Artifact.open(found.path)
+    return None
+
+
+def bench_run(directory: Path, profiles: Sequence[str], emit: Emit = _quiet) -> Results:
+    """Measure a run anew and renew its results.json, gate.json and report. Raises UsageError or StageError."""
+    planned = open_run(directory)
+    if profiles:
+        loaded = [load_profile(name, "--profile") for name in profiles]
+        planned = replace(planned, profiles=loaded)
+    _complete(planned)
+    with locked(directory):
+        results = measure_run(planned, emit, again=True)
+        _conclude(planned, results)
+    return results
+
+
+def _complete(planned: Plan) -> None:
+    for step in planned.steps:
+        if not step.done:
+            command = f"edgekd run {planned.directory / 'recipe.toml'} -o {planned.directory}"
+            raise UsageError(f"stage {step.name!r} of {planned.directory} is not complete", hint=command)
+
+
+def gate_paths(paths: Sequence[str], rules: Path | None, profiles: Sequence[str], emit: Emit = _quiet) -> list[Verdict]:
+    """Verdicts on a run's results, or on artifacts and files that are measured first. Raises UsageError."""
+    directory = Path(paths[0])
+    table = _rules(rules) if rules is not None else None
+    if len(paths) == 1 and (directory / "recipe.toml").is_file():
+        recipe = load_recipe(directory / "recipe.toml")
+        results = Results.read(directory / "results.json")
+        loaded = [load_profile(name) for name in profiles or [p.profile for p in results.profiles]]
+        verdicts = judge_results(results, recipe.gate if table is None else table, loaded)
+        write_gate(directory / "gate.json", verdicts)
+        return verdicts
+    if table is None:
+        raise UsageError("no rules to judge by", where="gate", hint="give --rules FILE with a [gate] table")
+    results = bench_paths(paths, profiles, emit)
+    return judge_results(results, table, [load_profile(p.profile) for p in results.profiles])
+
+
+def _rules(file: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"no rules at {file}", where="--rules") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+    rules = table.get("gate", table)
+    if not isinstance(rules, dict) or not rules:
+        raise UsageError("no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }")
+    return rules
+
+
+def report_of(path: Path, format: str) -> str:
+    """A rendering of a run's results.json, or of one given by path. Raises UsageError."""
+    file = path / "results.json" if path.is_dir() else path
+    results = Results.read(file)
+    beside = file.parent / "gate.json"
+    return render(results, read(beside) if beside.is_file() else [], format)
+
+
+def bench_paths(
+    paths: Sequence[str], profiles: Sequence[str], emit: Emit = _quiet, recipe: Recipe | None = None
+) -> Results:
+    """Measure artifacts and ONNX files, ours or not, interleaved in one session; the first is the reference.
+
+    Accuracy is measured where a recipe (given, or beside an artifact) names the data. Raises UsageError.
+    """
+    from .data import load
+
+    found: list[Candidate] = []
+    for text in paths:
+        path = Path(text)
+        if path.suffix == ".onnx" or path.is_file():
+            found.append(Candidate(_unique(path.stem, found), path, _owner(path)))
+            continue
+        source = find_source(text)
+        recipe = recipe or source.recipe
+        if recipe is None and source.artifact.manifest.kind != "export":
+            raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --recipe FILE")
+        data = load(recipe.data, recipe.seed) if recipe is not None else None
+        if source.artifact.manifest.kind == "export":
+            file = source.artifact.file("model.onnx")
+            found.append(Candidate(_unique(source.name, found), file, source.artifact))
+        else:
+            assert data is not None
+            cache = source.artifact.path.parent / ".onnx"
+            found.append(candidate_of(source.artifact, _unique(source.name, found), data, 18, cache))
+    data = load(recipe.data, recipe.seed) if recipe is not None else None
+    names = list(profiles) or (recipe.profiles if recipe is not None else ["cpu-x86"])
+    return measure(
+        found,
+        [load_profile(name, "--profile") for name in names],
+        data=data,
+        task=make_task(recipe.task if recipe is not None else Component(use="classification")),
+        name=found[-1].name,
+        command=shlex.join(["edgekd", *sys.argv[1:]]),
+        emit=emit,
+    )
+
+
+def _owner(file: Path) -> Artifact | None:
+    return Artifact.open(file.parent) if (file.parent / MANIFEST).is_file() else None
+
+
+def _unique(name: str, taken: Sequence[Candidate]) -> str:
+    names = {c.name for c in taken}
+    return name if name not in names else next(f"{name}-{i}" for i in range(2, 1000) if f"{name}-{i}" not in names)
+
+

@@ -1,0 +1,90 @@
+"""One stage on its own: from a run, an artifact, or a network and weights of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact
+from .errors import UsageError
+from .pipeline import plan, run_steps
+from .recipe import Component, Recipe, apply_override, parse_recipe
+from .runs import Source, find_source
+
+__all__ = ["run_single"]
+
+#: What a stage can go on from: a quantized network can only be exported.
+KINDS = {
+    "distill": ("teacher",),
+    "prune": ("teacher", "distill", "prune"),
+    "quantize": ("teacher", "distill", "prune"),
+    "export": ("teacher", "distill", "prune", "quantize"),
+}
+
+
+def run_single(
+    stage: str,
+    source: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    overrides: Sequence[str],
+    out: Path | None,
+    emit: Callable[[dict[str, Any]], None],
+) -> Artifact:
+    """Run one stage and return its artifact.
+
+    The recipe's code does the work: a network with weights becomes a run of two stages, an artifact one of a single
+    stage, in `out` (default: `runs/NAME-STAGE`). Overrides are the stage's own keys, or `data.*`.
+    Raises UsageError, RecipeError or StageError.
+    """
+    if (source is None) == (model is None):
+        raise UsageError("give a SOURCE, or --model with --weights", hint=f"edgekd {stage} --help shows an example")
+    args: dict[str, Any] = {}
+    about_data = [o for o in overrides if o.startswith("data.")]
+    for override in overrides:
+        if override not in about_data:
+            apply_override(args, override)
+    if model is not None:
+        recipe = _recipe_for(model, weights, data, stage, args, about_data)
+        planned = plan(recipe, out or Path("runs") / recipe.name)
+        return run_steps(planned, emit)[-1]
+    assert source is not None
+    found = find_source(source, KINDS[stage])
+    recipe = _recipe_beside(found, source, data, about_data)
+    directory = out or Path("runs") / f"{recipe.name}-{stage}"
+    single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
+    planned = plan(single, directory, source=found.artifact, teacher=found.teacher)
+    return run_steps(planned, emit)[-1]
+
+
+def _recipe_for(
+    model: str, weights: Path | None, data: str | None, stage: str, args: dict[str, Any], about_data: Sequence[str]
+) -> Recipe:
+    if weights is None:
+        raise UsageError("--model needs --weights", hint="an untrained network is not worth compressing")
+    if data is None:
+        raise UsageError("--model needs --data", hint="for example --data digits, or --data package.module:function")
+    name = model.replace(":", "-").replace("/", "-")
+    table = {
+        "version": 1,
+        "name": f"{name}-{stage}",
+        "data": {"use": data},
+        "teacher": {"model": {"use": model}, "weights": str(weights)},
+        "stage": [{"use": stage, **args}],
+    }
+    return parse_recipe(table, about_data)
+
+
+def _recipe_beside(found: Source, text: str, data: str | None, about_data: Sequence[str]) -> Recipe:
+    if found.recipe is None and data is None:
+        raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --data NAME")
+    if found.recipe is not None:
+        table = found.recipe.model_dump(mode="json", exclude_none=True)
+    else:
+        model = found.artifact.manifest.model
+        table = {"version": 1, "name": found.name, "teacher": {"model": {"use": model.use, **model.args}}}
+    if data is not None:
+        table["data"] = {"use": data}
+    return parse_recipe(table, about_data)

@@ -1,0 +1,134 @@
+"""The stage `export`: one file for a runtime, checked against the network it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
+from ..data import Dataset
+from ..errors import Problem, StageError
+from ..onnx_file import compare, export_onnx, optimised_layers
+from ..quant import convert
+from ..profile import Profile
+from ..registry import register
+from ..runtimes import open_session
+from .workspace import Context, Workspace, load_network, load_prepared
+
+__all__ = ["Export", "write_onnx"]
+
+#: Float networks may differ by rounding only; int8 ones by a quantization step at a near-tie.
+FLOAT_TOLERANCE = 1e-3
+AGREEMENT = 0.995
+
+
+@register("stages", "export")
+class Export(BaseModel):
+    """Write the network as a file that the profiles' runtime loads, and compare the two on real images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str] = "export"
+    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "quantize")
+
+    targets: list[Literal["onnx"]] = Field(default=["onnx"], min_length=1)
+    opset: int | None = Field(None, ge=18, description="default: the profile's")
+    input: Literal["float32", "uint8"] = Field("float32", description="uint8 bakes the normalisation into the graph")
+    dynamic_batch: bool = True
+
+    def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
+        """Nothing that its fields do not say."""
+        return context.source, []
+
+    def inputs(self) -> dict[str, str]:
+        """None beside data and parents."""
+        return {}
+
+    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Export:
+        """The opset from the profiles."""
+        return self.model_copy(update={"opset": self.opset or min(p.opset for p in profiles)})
+
+    def run(self, workspace: Workspace) -> Artifact:
+        """Export, check, compare; a mismatch fails the stage."""
+        source = workspace.parents["source"]
+        with writing(workspace.destination) as directory:
+            found = write_onnx(
+                source,
+                directory / "model.onnx",
+                workspace.data,
+                opset=self.opset or 18,
+                input=self.input,
+                dynamic_batch=self.dynamic_batch,
+            )
+            manifest = workspace.manifest(source.manifest.model, metrics={**source.manifest.metrics, **found})
+            batch: str | int = "batch" if self.dynamic_batch else 1
+            manifest = manifest.model_copy(
+                update={
+                    "quantization": source.manifest.quantization,
+                    "inputs": [TensorInfo(name="image", dtype=self.input, axes=[batch, *workspace.data.size])],
+                    "outputs": [TensorInfo(name="logits", dtype="float32", axes=[batch, len(workspace.data.classes)])],
+                }
+            )
+            finish(directory, manifest)
+        return Artifact.open(workspace.destination)
+
+
+def exportable(artifact: Artifact) -> nn.Module:
+    """The network of an artifact as a runtime should compute it."""
+    if artifact.manifest.quantization is not None:
+        return convert(load_prepared(artifact))
+    return load_network(artifact).eval()
+
+
+def write_onnx(
+    artifact: Artifact,
+    path: Path,
+    data: Dataset,
+    *,
+    opset: int,
+    input: Literal["float32", "uint8"] = "float32",
+    dynamic_batch: bool = True,
+    images: int = 256,
+) -> dict[str, Any]:
+    """Export an artifact's network and compare it with the file in ONNX Runtime on real images.
+
+    Raises StageError where they differ: more than 1e-3 of the largest logit for float networks, less than 99.5 %
+    equal answers for quantized ones.
+    """
+    network = exportable(artifact)
+    export_onnx(
+        network,
+        path,
+        size=data.size,
+        opset=opset,
+        classes=data.classes,
+        preprocessing=artifact.manifest.preprocessing,
+        input=input,
+        dynamic_batch=dynamic_batch,
+    )
+    session = open_session(path)
+    pool = data.validation if len(data.validation) else data.train
+    found = compare(path, network, normalised(pool.images[:images], data), session.run)
+    session.close()
+    quantized = artifact.manifest.quantization is not None
+    limit = FLOAT_TOLERANCE * max(1.0, found["max_abs_logit"])
+    wrong = found["argmax_agreement"] < AGREEMENT if quantized else found["max_abs_difference"] > limit
+    if wrong:
+        raise StageError(
+            f"the exported file does not compute what the network computes: {found['argmax_agreement']:.1%} equal "
+            f"answers, largest difference {found['max_abs_difference']:.3g} on {found['images']} images",
+            where=str(path.name),
+            hint="please report this network: edgekd's export or the runtime is wrong about it",
+        )
+    return {**found, "layers": optimised_layers(path)}
+
+
+def normalised(images: torch.Tensor, data: Dataset) -> torch.Tensor:
+    """Raw images (uint8, or float in [0, 1]) [N, C, H, W] -> the network's float32 input."""
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return (scaled - mean) / std

@@ -1,0 +1,313 @@
+"""The one training loop: it heals whatever a compression step broke, and knows nothing about how.
+
+Everything random in a step follows from (seed, epoch, step), so a checkpoint needs no random state, and a run that
+was killed and started again ends with the same bits on a CPU as one that was not.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .artifact import write_atomically
+from .data import Dataset, Split, batches
+from .errors import StageError
+from .learner import Learner
+from .optim import Averaged, learning_rate, make_optimizer
+from .recipe import Training
+from .tasks import Task
+
+__all__ = ["Fit", "Job", "fit", "precision_of", "predict"]
+
+Event = dict[str, Any]
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training run needs beside the learner."""
+
+    name: str
+    data: Dataset
+    task: Task
+    settings: Training
+    batch: int
+    augment: Sequence[Any]
+    seed: int
+    directory: Path = field(metadata={"doc": "where checkpoint and metrics.jsonl live while the run is not complete"})
+    emit: Callable[[Event], None] = lambda event: None
+    on_epoch: Callable[[int, Learner], None] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training run ended: the metrics of the weights that remain, and one record per epoch."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+
+
+@dataclass
+class _State:
+    """The position and memory of a run: all that a checkpoint holds beside tensors."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int = -1
+    seconds: float = 0.0
+
+
+def precision_of(settings: Training) -> str:
+    """`bf16` where the GPU or this CPU's instruction set has it, else `fp32`; or what the settings ask for."""
+    if settings.precision != "auto":
+        return settings.precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def _accelerator(precision: str) -> Accelerator:
+    # Accelerate keeps one precision per process; stages of one run may differ.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    mixed = "no" if precision == "fp32" else precision
+    return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+
+
+def predict(network: nn.Module, split: Split, data: Dataset, batch: int, device: torch.device | str = "cpu") -> NDArray[Any]:
+    """Logits [N, K] of a whole split, in evaluation mode."""
+    training = network.training
+    network.eval()
+    parts = []
+    with torch.no_grad():
+        for b in batches(
+            split, batch=batch, mean=data.mean, std=data.std, seed=0, epoch=0, shuffle=False, channels_last=True
+        ):
+            result = network(b["image"].to(device))
+            parts.append((result["logits"] if isinstance(result, dict) else result).float().cpu())
+    network.train(training)
+    return torch.cat(parts).numpy()
+
+
+def fit(learner: Learner, job: Job) -> Fit:
+    """Train `learner` and leave the kept weights in `learner.student`.
+
+    Resumes from a checkpoint in `job.directory`; the caller removes that directory when it has stored the result.
+    Raises StageError when the loss is no longer finite: the last good checkpoint stays.
+    """
+    run = _Run(learner, job)
+    run.restore()
+    while not run.ended():
+        run.epoch()
+    return run.finish()
+
+
+class _Run:
+    def __init__(self, learner: Learner, job: Job) -> None:
+        self.job, self.settings, self.state = job, job.settings, _State()
+        self.accelerator = _accelerator(precision_of(job.settings))
+        self.device = self.accelerator.device
+        self.learner = learner.to(self.device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(self.learner, self.settings)
+        self.average = Averaged(self.learner.student, self.settings.ema) if self.settings.ema else None
+        self.kept: dict[str, Tensor] | None = None
+        self.steps = max(1, len(job.data.train) // job.batch)  # a smaller last batch is dropped, a first one is not
+        self.forward, self.stepper = self.accelerator.prepare(self.learner, self.optimizer)
+        self.saved_at = self.told_at = time.monotonic()
+        job.directory.mkdir(parents=True, exist_ok=True)
+
+    def ended(self) -> bool:
+        s = self.state
+        waited = s.epoch - 1 - s.best_epoch
+        stopped = self.settings.patience is not None and s.best_epoch >= 0 and waited >= self.settings.patience
+        return s.epoch >= self.settings.epochs or stopped
+
+    def epoch(self) -> None:
+        s, job = self.state, self.job
+        self.learner.train()
+        if job.on_epoch is not None:
+            job.on_epoch(s.epoch, self.learner)
+        first, began, loading = s.step, time.monotonic(), 0.0
+        stream = iter(
+            batches(
+                job.data.train,
+                batch=job.batch,
+                mean=job.data.mean,
+                std=job.data.std,
+                seed=job.seed,
+                epoch=s.epoch,
+                augment=job.augment,
+                classes=len(job.data.classes),
+                view=self._view(s.epoch),
+                start=s.step,
+                drop_last=len(job.data.train) >= job.batch,
+                channels_last=True,
+            )
+        )
+        while s.step < self.steps:
+            mark = time.monotonic()
+            batch = next(stream)
+            loading += time.monotonic() - mark
+            self._step(batch)
+            s.step += 1
+            self._tell(began, first, loading)
+            if time.monotonic() - self.saved_at > self.settings.checkpoint_s and s.step < self.steps:
+                self.save()
+        self._close_epoch(time.monotonic() - began, loading, (self.steps - first) * job.batch)
+
+    def _view(self, epoch: int) -> int:
+        views = getattr(self.learner.source, "views", None)
+        return epoch % views if views else epoch
+
+    def _step(self, batch: dict[str, Any]) -> None:
+        s = self.state
+        index = s.epoch * self.steps + s.step
+        torch.manual_seed(self.job.seed * 1_000_003 + index)  # dropout and the like
+        rate = learning_rate(self.settings, (index + 1) / (self.settings.epochs * self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.device.type != "cpu":
+            batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        losses = self.forward(batch)
+        value = float(losses["loss"].detach())
+        if not math.isfinite(value):
+            raise StageError(
+                f"the loss became {value} in epoch {s.epoch + 1}, step {s.step + 1}",
+                where=self.job.name,
+                hint=f"try a lower lr (now {self.settings.lr:g}), clip_norm = 1.0, or precision = 'fp32'; "
+                f"the last good checkpoint is in {self.job.directory}",
+            )
+        self.stepper.zero_grad(set_to_none=True)
+        self.accelerator.backward(losses["loss"])
+        if self.settings.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.settings.clip_norm)
+        self.stepper.step()
+        if self.average is not None:
+            self.average.update(index)
+        for name, part in losses.items():
+            s.sums[name] = s.sums.get(name, 0.0) + (value if name == "loss" else float(part))
+
+    def _tell(self, began: float, first: int, loading: float) -> None:
+        now, s = time.monotonic(), self.state
+        if now - self.told_at < 0.2 and s.step < self.steps:
+            return
+        self.told_at = now
+        images = (s.step - first) * self.job.batch
+        self.job.emit(
+            {
+                "event": "step",
+                "stage": self.job.name,
+                "epoch": s.epoch,
+                "epochs": self.settings.epochs,
+                "done": s.epoch * self.steps + s.step,
+                "total": self.settings.epochs * self.steps,
+                "loss": {name: total / s.step for name, total in s.sums.items()},
+                "images_per_s": images / max(now - began, 1e-9),
+                "loader_images_per_s": images / max(loading, 1e-9),
+            }
+        )
+
+    def _close_epoch(self, seconds: float, loading: float, images: int) -> None:
+        s, job = self.state, self.job
+        record: dict[str, Any] = {
+            "epoch": s.epoch,
+            **{name if name == "loss" else f"loss.{name}": total / self.steps for name, total in s.sums.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_s": round(images / max(seconds, 1e-9), 1),
+            "loader_images_per_s": round(images / max(loading, 1e-9), 1),
+        }
+        if self.average is not None:
+            self.average.swap()
+        if len(job.data.validation):
+            found = self.validate()
+            record |= {f"val.{name}": value for name, value in found.items()}
+            score = found[job.task.headline] * (1 if job.task.direction == "max" else -1)
+            if s.best is None or score > s.best:
+                s.best, s.best_epoch = score, s.epoch
+                if self.settings.keep == "best":
+                    self.kept = _copied(self.learner.student)
+        if self.kept is None or self.settings.keep == "last" or not len(job.data.validation):
+            self.kept = _copied(self.learner.student)
+        if self.average is not None:
+            self.average.swap()
+        s.history.append(record)
+        s.epoch, s.step, s.sums = s.epoch + 1, 0, {}
+        s.seconds += seconds
+        self.save()
+        job.emit({"event": "epoch", "stage": job.name, "epochs": self.settings.epochs, **record})
+
+    def validate(self) -> dict[str, float]:
+        with self.accelerator.autocast():
+            logits = predict(self.learner.student, self.job.data.validation, self.job.data, 250, self.device)
+        return self.job.task.metrics(logits, self.job.data.validation.labels.numpy())
+
+    def finish(self) -> Fit:
+        if self.kept is not None:
+            self.learner.student.load_state_dict(self.kept)
+        # Accelerate wraps forward for autocast; whoever uses the network next must find it bare.
+        self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
+        history = self.state.history
+        row = history[self.state.best_epoch if self.settings.keep == "best" else -1] if history else {}
+        metrics = {k.removeprefix("val."): v for k, v in row.items() if k.startswith("val.")}
+        return Fit(metrics, history)
+
+    def save(self) -> None:
+        content = {
+            "state": self.state.__dict__,
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.tensors if self.average else None,
+            "kept": self.kept,
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        try:
+            # metrics.jsonl first: restoring writes it anew from the checkpoint, so it may only be ahead.
+            lines = "".join(json.dumps(record) + "\n" for record in self.state.history)
+            write_atomically(self.job.directory / METRICS, lines)
+            write_atomically(self.job.directory / CHECKPOINT, buffer.getvalue())
+        except OSError as error:
+            raise StageError(
+                f"cannot save a checkpoint: {error.strerror}", where=str(self.job.directory), hint="is the disk full?"
+            ) from error
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        file = self.job.directory / CHECKPOINT
+        if not file.exists():
+            return
+        try:
+            content = torch.load(file, map_location=self.device, weights_only=True)
+        except Exception as error:  # a damaged zip raises many kinds
+            raise StageError(
+                f"the checkpoint is damaged: {type(error).__name__}",
+                where=str(file),
+                hint="delete it and run the same command again: this stage starts from its beginning",
+            ) from error
+        self.state = _State(**content["state"])
+        self.learner.load_state_dict(content["learner"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.average is not None:
+            self.average.load(content["average"])
+        self.kept = content["kept"]
+        self.job.emit({"event": "resume", "stage": self.job.name, "epoch": self.state.epoch, "step": self.state.step})
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
