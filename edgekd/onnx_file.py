@@ -1,0 +1,303 @@
+"""ONNX files: write one from a float or converted network, compare it with the network, look into it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxscript
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import __version__
+from .artifact import Preprocessing, write_atomically
+from .errors import StageError, UsageError
+from .quant.quiet import quiet
+
+__all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata"]
+
+#: PyTorch's exporter writes this opset by itself; its conversion to an older one leaves the file as it was.
+LOWEST_OPSET = 18
+#: protobuf's limit on one file.
+LARGEST = 2**31 - 1
+MOST_IMAGES = 65536
+
+INTEGER_LAYERS = {
+    *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"),
+    *("DynamicQuantizeMatMul", "QAttention", "NhwcConvInteger"),
+}
+FLOAT_LAYERS = {
+    *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
+    *("Attention", "MultiHeadAttention", "TransposeMatMul"),
+}
+
+Translations = dict[Callable[..., Any], Callable[..., Any]]
+
+
+class _Deployed(nn.Module):
+    """What a file computes: an image, normalised here if it comes as bytes -> logits alone."""
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing | None) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocessing = preprocessing
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.preprocessing is not None:
+            image = _normalised(image, self.preprocessing)
+        outputs = self.network(image)
+        return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
+def _normalised(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (image.float() / 255 - mean) / std
+
+
+def export_onnx(
+    module: nn.Module,
+    path: Path,
+    *,
+    size: list[int],
+    opset: int,
+    classes: list[str],
+    preprocessing: Preprocessing,
+    input: Literal["float32", "uint8"] = "float32",
+    dynamic_batch: bool = True,
+) -> None:
+    """Write `module` (float, or what `quant.convert` returned) as one checked ONNX file.
+
+    size: [C, H, W]. The file takes "image" [batch, C, H, W] and gives "logits" [batch, K]; with input="uint8" the
+    image is raw bytes 0..255 and the normalisation is part of the graph; without dynamic_batch the batch is 1.
+    Version, preprocessing and class names go into its metadata. Raises UsageError for an opset that cannot be
+    written, StageError when the network cannot be exported or the result is not valid ONNX.
+    """
+    if not LOWEST_OPSET <= opset <= onnx.defs.onnx_opset_version() or not hasattr(onnxscript, f"opset{opset}"):
+        raise UsageError(
+            f"ONNX opset {opset} cannot be written",
+            where="opset",
+            hint=f"choose one from {LOWEST_OPSET} to {_highest_opset()}",
+        )
+    deployed = _Deployed(module, preprocessing if input == "uint8" else None).eval()
+    # Two images, as torch.export takes an axis of length 1 for a constant.
+    example = torch.zeros(2 if dynamic_batch else 1, *size, dtype=torch.uint8 if input == "uint8" else torch.float32)
+    batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes={"image": {0: batch}} if dynamic_batch else None,
+                custom_translation_table=_translations(opset),
+            )
+        if program is None:
+            raise RuntimeError("the exporter returned nothing")
+        model = program.model_proto
+    except Exception as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise StageError(
+            f"the network cannot be exported to ONNX: {first}",
+            where=type(module).__name__,
+            hint="use operators that ONNX has, and no branches on tensor values",
+        ) from error
+    _clean(model)
+    model.producer_name, model.producer_version = "edgekd", __version__
+    onnx.helper.set_model_props(
+        model,
+        {
+            "edgekd.version": __version__,
+            "preprocessing": preprocessing.model_dump_json(),
+            "classes": json.dumps(classes),
+            "input": input,
+        },
+    )
+    _check(model, opset)
+    write_atomically(path, model.SerializeToString())
+
+
+def _highest_opset() -> int:
+    return max(n for n in range(LOWEST_OPSET, onnx.defs.onnx_opset_version() + 1) if hasattr(onnxscript, f"opset{n}"))
+
+
+def _translations(opset: int) -> Translations:
+    """The quantized_decomposed operators of a converted network as QuantizeLinear and DequantizeLinear.
+
+    Built for one opset: operators of another one would mix versions in the file, which the exporter then upgrades.
+    """
+    op = getattr(onnxscript, f"opset{opset}")
+    operators = torch.ops.quantized_decomposed
+
+    def constants(scale: float, zero_point: int, dtype: int) -> tuple[Any, Any]:
+        return (
+            op.Constant(value=onnx.helper.make_tensor("scale", onnx.TensorProto.FLOAT, [], [scale])),
+            op.Constant(value=onnx.helper.make_tensor("zero_point", int(dtype), [], [zero_point])),
+        )
+
+    def quantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int) -> Any:
+        return op.QuantizeLinear(x, *constants(scale, zero_point, dtype))
+
+    def dequantize(x: Any, scale: float, zero_point: int, low: int, high: int, dtype: int, **_: Any) -> Any:
+        return op.DequantizeLinear(x, *constants(scale, zero_point, dtype))
+
+    def quantize_channels(x: Any, scales: Any, zero_points: Any, axis: int, low: int, high: int, dtype: int) -> Any:
+        return op.QuantizeLinear(x, scales, op.Cast(zero_points, to=int(dtype)), axis=axis)
+
+    def dequantize_channels(
+        x: Any, scales: Any, zero_points: Any, axis: int, low: int, high: int, dtype: int, **_: Any
+    ) -> Any:
+        return op.DequantizeLinear(x, scales, op.Cast(zero_points, to=int(dtype)), axis=axis)
+
+    return {
+        operators.quantize_per_tensor.default: quantize,
+        operators.dequantize_per_tensor.default: dequantize,
+        operators.quantize_per_channel.default: quantize_channels,
+        operators.dequantize_per_channel.default: dequantize_channels,
+    }
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about itself: stack traces, with the paths of whoever ran it, and source modules."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graphs = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+        values = [*graph.value_info]
+        if isinstance(graph, onnx.GraphProto):
+            values += [*graph.input, *graph.output, *graph.initializer]
+        for value in values:
+            value.doc_string = ""
+            del value.metadata_props[:]
+
+
+def _check(model: onnx.ModelProto, opset: int) -> None:
+    written = {o.domain: o.version for o in model.opset_import}.get("")
+    if written != opset:
+        raise StageError(f"the exporter wrote opset {written} instead of {opset}", where="opset")
+    if model.ByteSize() > LARGEST:
+        raise StageError("the network is larger than 2 GB, too large for one ONNX file", where="export")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise StageError(f"the exported file is not valid ONNX: {error}", where="export") from error
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file. Raises UsageError when it is missing, truncated, or something else."""
+    try:
+        model = onnx.load(path)
+    except OSError as error:
+        raise UsageError(f"no ONNX file at {path}: {error.strerror or error}", where=str(path)) from error
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again") from error
+    if not model.graph.node or not model.opset_import:
+        raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again")
+    return model
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """{"classes": [...], "preprocessing": {...}, "input": "float32"|"uint8", "version": ...} as far as the file says.
+
+    {} for files that another tool wrote. Raises UsageError when it is no ONNX file.
+    """
+    props = {p.key: p.value for p in read(Path(path)).metadata_props}
+    found: dict[str, Any] = {}
+    for key in ("classes", "preprocessing"):
+        if key in props:
+            try:
+                found[key] = json.loads(props[key])
+            except ValueError:
+                continue
+    if "edgekd.version" in props:
+        found |= {"version": props["edgekd.version"], "input": props.get("input", "float32")}
+    return found
+
+
+def compare(
+    path: Path,
+    module: nn.Module,
+    images: Tensor,
+    session_run: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]],
+) -> dict[str, float]:
+    """The file's logits, as `session_run({"image": ...})` gives them, against those of `module` on the same images.
+
+    images: [N, C, H, W] float, normalised. For a file that takes bytes they are turned back into bytes, and the
+    module sees what those bytes stand for. Returns max_abs_difference, max_abs_logit (of the module),
+    argmax_agreement (0..1) and images.
+    Raises UsageError without images, StageError when the shapes of the outputs differ.
+    """
+    if not len(images):
+        raise UsageError("no image to compare with", where="comparison")
+    model = read(Path(path))
+    chunk = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 256
+    feed: Tensor = images
+    if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        preprocessing = Preprocessing.model_validate(read_metadata(path)["preprocessing"])
+        mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+        feed = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        images = _normalised(feed, preprocessing)
+    whole = len(images) - len(images) % chunk or len(images)
+    module.eval()
+    difference, largest, agreeing, seen = 0.0, 0.0, 0, 0
+    for start in range(0, whole, chunk):
+        part = images[start : start + chunk]
+        with torch.no_grad():
+            outputs = module(part)
+        expected = (outputs["logits"] if isinstance(outputs, dict) else outputs).float().cpu().numpy()
+        found = session_run({"image": feed[start : start + chunk].contiguous().cpu().numpy()})["logits"]
+        if found.shape != expected.shape:
+            raise StageError(f"the file gives logits {list(found.shape)}, the network {list(expected.shape)}")
+        difference = max(difference, float(np.abs(found - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+        agreeing += int((found.argmax(1) == expected.argmax(1)).sum())
+        seen += len(part)
+    return {
+        "max_abs_difference": difference,
+        "max_abs_logit": largest,
+        "argmax_agreement": agreeing / seen,
+        "images": seen,
+    }
+
+
+def optimised_layers(path: Path) -> dict[str, int]:
+    """{"int8": n, "float": m}: matrix layers that ONNX Runtime computes in integers and in float on this machine.
+
+    Counted in the graph after its own optimisation. Raises UsageError when it is no ONNX file, StageError when
+    ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    read(Path(path))
+    with tempfile.TemporaryDirectory() as directory:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.optimized_model_filepath = str(Path(directory) / "optimised.onnx")
+        try:
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise StageError(f"ONNX Runtime cannot load it: {error}", where=str(path)) from error
+        kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+    return {
+        "int8": sum(n for kind, n in kinds.items() if kind in INTEGER_LAYERS),
+        "float": sum(n for kind, n in kinds.items() if kind in FLOAT_LAYERS),
+    }

@@ -1,0 +1,147 @@
+"""The two fake-quantize modules: activations with tracked ranges, weights whose range is their own maximum.
+
+torchao's own modules are not used: they keep observing in evaluation (the ranges drift with every test image), fail
+under bfloat16 autocast, set no scale while quantizing is off, and convert with scales other than those they trained
+with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .pt2e import FakeQuantizeBase
+
+__all__ = ["ActivationFakeQuantize", "WeightPerChannelFakeQuantize"]
+
+#: The smallest scale: a channel of zeros must not get scale 0, which TensorRT refuses and which divides by zero.
+SMALLEST = 1e-9
+
+
+class _Switched(FakeQuantizeBase):
+    """torchao's two switches, with a copy outside the tensors: reading those would stall a GPU in every layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantizes = self.observes = True
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        super().enable_fake_quant(enabled)
+        self.quantizes = enabled
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        super().enable_observer(enabled)
+        self.observes = enabled
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.quantizes = bool(self.fake_quant_enabled.item())
+        self.observes = bool(self.observer_enabled.item())
+
+
+class ActivationFakeQuantize(_Switched):
+    """One scale and zero point for a tensor of any shape; the range is a moving average of each batch's extremes.
+
+    Observes only in training mode (or while `calibrate` runs), so evaluation never moves a range.
+    Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference".
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(
+        self, dtype: torch.dtype, qscheme: torch.qscheme, quant_min: int, quant_max: int, is_dynamic: bool = False
+    ) -> None:
+        super().__init__()
+        self.dtype, self.qscheme = dtype, qscheme
+        self.quant_min, self.quant_max, self.is_dynamic = quant_min, quant_max, is_dynamic
+        self.averaging = 0.01
+        self.register_buffer("scale", torch.ones(1))
+        self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
+        self.register_buffer("lowest", torch.tensor([float("inf")]))
+        self.register_buffer("highest", torch.tensor([float("-inf")]))
+
+    @property
+    def observed(self) -> bool:
+        """Whether any tensor has passed while observing, and all were finite."""
+        return bool((self.lowest <= self.highest).item() and torch.isfinite(self.highest - self.lowest).item())
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scale [1], zero point [1]): the very numbers that training and evaluation used."""
+        return self.scale, self.zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observes and self.training:
+            self._observe(x.detach())
+        if not self.quantizes:
+            return x
+        # Integers times a scale do not fit into bfloat16: round in float32 whatever the autocast type.
+        return torch.fake_quantize_per_tensor_affine(
+            x.float(), self.scale, self.zero_point, self.quant_min, self.quant_max
+        ).to(x.dtype)
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        low, high = (value.float() for value in torch.aminmax(x))
+        first = self.lowest > self.highest
+        self.lowest.copy_(torch.where(first, low, self.lowest + self.averaging * (low - self.lowest)))
+        self.highest.copy_(torch.where(first, high, self.highest + self.averaging * (high - self.highest)))
+        # 0 is always in the range, and exactly an integer: padding and ReLU depend on it.
+        low, high = self.lowest.clamp_max(0), self.highest.clamp_min(0)
+        if self.qscheme == torch.per_tensor_symmetric:
+            self.scale.copy_((torch.maximum(-low, high) / self.quant_max).clamp_min(SMALLEST))
+            return
+        self.scale.copy_(((high - low) / (self.quant_max - self.quant_min)).clamp_min(SMALLEST))
+        zero_point = self.quant_min - torch.round(low / self.scale)
+        self.zero_point.copy_(zero_point.clamp(self.quant_min, self.quant_max))
+
+
+class WeightPerChannelFakeQuantize(_Switched):
+    """One scale per slice along `ch_axis`: max |w| / quant_max, zero point 0.
+
+    Without state: the scale follows from the weight, so a reloaded or edited weight can never meet a stale range.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        qscheme: torch.qscheme,
+        quant_min: int,
+        quant_max: int,
+        ch_axis: int,
+        is_dynamic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dtype, self.qscheme, self.ch_axis = dtype, qscheme, ch_axis
+        self.quant_min, self.quant_max, self.is_dynamic = quant_min, quant_max, is_dynamic
+        self._converting: tuple[Tensor, Tensor] | None = None
+
+    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """(scales [C] float32, zero points [C] int32) of a weight with C slices along the channel axis."""
+        other = [d for d in range(weight.dim()) if d != self.ch_axis]
+        largest = weight.detach().float().abs().amax(dim=other)
+        scale = (largest / self.quant_max).clamp_min(SMALLEST)
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+
+    def converting(self, weight: Tensor, floor: Tensor | None) -> None:
+        """Fix the result of `calculate_qparams`, which torchao calls without a weight; floor [C]: smallest scales."""
+        scale, zero_point = self.qparams(weight)
+        self._converting = (scale if floor is None else torch.maximum(scale, floor)), zero_point
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """(scales [C], zero points [C]) as `converting` fixed them."""
+        if self._converting is None:
+            raise RuntimeError("converting() first")
+        return self._converting
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.quantizes:
+            return weight
+        scale, zero_point = self.qparams(weight)
+        return torch.fake_quantize_per_channel_affine(
+            weight.float(), scale, zero_point, self.ch_axis, self.quant_min, self.quant_max
+        ).to(weight.dtype)

@@ -1,0 +1,224 @@
+"""A network with fake quantization: prepare, calibrate, train, freeze, convert.
+
+Built on torchao's PT2E (quantizer annotations, insertion of the fake-quantize modules, conversion to Q/DQ operators)
+with placement, modules and handling of batch norm of our own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from ..errors import StageError, UsageError
+from .echoes import drop_echoes, restore_echoes
+from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
+from .folding import fold_batch_norm
+from .graph import operation, set_training
+from .integers import fix_weight_scales, pad_integers, quantize_biases
+from .pt2e import convert_pt2e, insert_fake_quantization
+from .quantizer import PlacingQuantizer
+from .quiet import quiet
+from .scheme import Scheme
+from .tracing import trace
+
+__all__ = ["Converted", "Prepared", "calibrate", "convert", "enable_fake_quant", "freeze", "prepare"]
+
+
+class Prepared(nn.Module):
+    """A traced network with fake-quantize modules. forward: image [N, C, H, W] -> dict of logits and taps.
+
+    train() and eval() switch batch norm, dropout and range tracking. Its state dict holds everything, the switches
+    included: loaded into a fresh `prepare` of the same network it gives the same outputs, bit for bit.
+    """
+
+    frozen: Tensor
+
+    def __init__(self, network: GraphModule, names: list[str], scheme: Scheme) -> None:
+        super().__init__()
+        self.network = network
+        self.names = names
+        self.scheme = scheme
+        self.register_buffer("frozen", torch.zeros(1, dtype=torch.uint8))
+        self.register_load_state_dict_post_hook(_follow_switches)
+        self.train()
+
+    def train(self, mode: bool = True) -> Prepared:
+        # torchao replaces the graph's own train() by one that raises, so the modules are switched one by one.
+        for module in self.modules():
+            module.training = mode
+        set_training(self.network, mode, batch_norm=mode and not self.frozen.item())
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.network(image), strict=True))
+
+
+def _follow_switches(module: nn.Module, _: object) -> None:
+    """Let the modes of the layers follow a `frozen` switch that was just loaded."""
+    module.train(module.training)
+
+
+class Converted(nn.Module):
+    """A network with integer weights and Q/DQ operators. forward: image [N, C, H, W] -> {"logits": [N, K]}."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> Converted:
+        self.training = False
+        return self
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(image)[0]}
+
+
+def prepare(network: nn.Module, example: Tensor, scheme: Scheme, *, qat: bool) -> nn.Module:
+    """A copy of `network` with fake quantization where `scheme` wants it, in training mode.
+
+    network: returns logits [N, K] or a dict with "logits" and tapped features; example: [N, C, H, W] float.
+    qat: keep batch norm as a layer that trains; otherwise it is folded into the convolutions at once.
+    Quantizing starts when `calibrate` or a training step has set the ranges. Raises StageError for networks that
+    torch.export cannot follow, naming the line.
+    """
+    device = example.device
+    traced, names = trace(network, example)
+    if not qat:
+        fold_batch_norm(traced)
+    quantizer = PlacingQuantizer(scheme)
+    quantizer.annotate(traced)
+    with quiet():
+        # Not prepare_qat_pt2e: it rewrites convolution and batch norm for per-tensor weights, assumes PyTorch's
+        # default epsilon and momentum, and divides by gamma, which residual networks initialise with 0.
+        graph = insert_fake_quantization(traced, {}, is_qat=qat)
+    _name_once(graph)
+    drop_echoes(graph)
+    return Prepared(graph, names, scheme).to(device)
+
+
+def calibrate(prepared: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Set the ranges of the activations from `batches` of images [N, C, H, W]; returns how many images were seen.
+
+    A range is the mean over the batches of each batch's extremes, measured on the float network with stored batch
+    norm statistics; earlier ranges are forgotten. The network keeps its mode and its fake-quant switch.
+    Raises UsageError when there is no image, or one with NaN or infinity.
+    """
+    network = _prepared(prepared)
+    modules = [m for m in network.modules() if isinstance(m, ActivationFakeQuantize)]
+    everything = [m for m in network.modules() if isinstance(m, ActivationFakeQuantize | WeightPerChannelFakeQuantize)]
+    training = network.training
+    switches = [(m.quantizes, m.observes) for m in everything]
+    averaging = [m.averaging for m in modules]
+    device = network.frozen.device
+    network.eval()
+    images = 0
+    try:
+        for module in everything:
+            module.disable_fake_quant()
+            module.enable_observer()
+        for module in modules:
+            module.training = True
+            module.lowest.fill_(float("inf"))
+            module.highest.fill_(float("-inf"))
+        with torch.no_grad():
+            for i, batch in enumerate(batches):
+                if not torch.isfinite(batch).all():
+                    raise UsageError(f"calibration batch {i} holds NaN or infinity", where="calibration data")
+                for module in modules:
+                    module.averaging = 1.0 / (i + 1)
+                network(batch.to(device))
+                images += len(batch)
+    finally:
+        for module, old in zip(modules, averaging, strict=True):
+            module.averaging = old
+        for module, (quantizes, observes) in zip(everything, switches, strict=True):
+            module.enable_fake_quant(quantizes)
+            module.enable_observer(observes)
+        network.train(training)
+    if not images:
+        raise UsageError("no image to calibrate with", where="calibration data", hint="a few hundred images suffice")
+    _check_ranges(network)
+    return images
+
+
+def enable_fake_quant(prepared: nn.Module, enabled: bool = True) -> None:
+    """Switch quantizing on or off; ranges are tracked either way, so training may begin with it off."""
+    for module in _prepared(prepared).modules():
+        if isinstance(module, ActivationFakeQuantize | WeightPerChannelFakeQuantize):
+            module.enable_fake_quant(enabled)
+
+
+def freeze(prepared: nn.Module) -> None:
+    """Fix the activations' ranges and batch norm's statistics for the rest of the training.
+
+    For its last part: the network then trains with the very numbers it will be deployed with (Krishnamoorthi 2018,
+    "Quantizing deep convolutional networks for efficient inference", section 3.2.2).
+    """
+    network = _prepared(prepared)
+    for module in network.modules():
+        if isinstance(module, ActivationFakeQuantize):
+            module.disable_observer()
+    network.frozen.fill_(1)
+    network.train(network.training)
+
+
+def convert(prepared: nn.Module) -> nn.Module:
+    """A network of integer weights and Q/DQ operators that returns {"logits": [N, K]}; `prepared` stays usable.
+
+    Batch norm is folded, dropout and taps are gone. Raises StageError when a range was never set, or is not finite.
+    """
+    network = copy.deepcopy(_prepared(prepared))
+    network.eval()
+    graph = network.network
+    output = graph.graph.output_node()
+    logits = output.args[0][network.names.index("logits")]  # type: ignore[index,union-attr]
+    output.args = ((logits,),)  # type: ignore[assignment]
+    for node in list(graph.graph.nodes):
+        if operation(node) in {"dropout", "alpha_dropout", "feature_dropout"}:
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    _check_ranges(network)
+    fold_batch_norm(graph)
+    restore_echoes(graph)
+    fix_weight_scales(graph)
+    with quiet():
+        converted = convert_pt2e(graph)
+    pad_integers(converted)
+    if network.scheme.placement == "onnxruntime":
+        quantize_biases(converted)
+    return Converted(converted)
+
+
+def _prepared(module: nn.Module) -> Prepared:
+    if not isinstance(module, Prepared):
+        raise TypeError(f"expected what prepare() returns, got {type(module).__name__}")
+    return module
+
+
+def _check_ranges(network: Prepared) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, ActivationFakeQuantize) and not module.observed:
+            empty = bool((module.lowest > module.highest).item())
+            raise StageError(
+                f"the range of {name.removeprefix('network.')} was never set"
+                if empty
+                else "activations became NaN or infinite: no range can hold them",
+                where="quantization",
+                hint="calibrate it with real images first" if empty else "look at the weights and at the training loss",
+            )
+
+
+def _name_once(graph: GraphModule) -> None:
+    """One name for each shared module: safetensors refuses tensors that are stored under two."""
+    first: dict[Any, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            node.target = first.setdefault(graph.get_submodule(str(node.target)), str(node.target))
+    graph.delete_all_unused_submodules()
+    graph.recompile()
