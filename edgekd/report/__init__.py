@@ -1,0 +1,43 @@
+"""Reports: pure renderings of one results document and its gate verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Literal, assert_never
+
+from ..bench.results import Results
+from .model import VerdictLike, prepare
+
+__all__ = ["Format", "render"]
+
+Format = Literal["html", "md", "json"]
+SCHEMA = 1
+
+
+def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) -> str:
+    """The report as one self-contained HTML page, as Markdown for a pull request, or as one JSON document."""
+    match format:
+        case "html":
+            from .html import html
+
+            return html(prepare(results, verdicts))
+        case "md":
+            from .markdown import markdown
+
+            return markdown(prepare(results, verdicts))
+        case "json":
+            return as_json(results, verdicts)
+        case _:
+            assert_never(format)
+
+
+def as_json(results: Results, verdicts: Sequence[VerdictLike]) -> str:
+    """`{schema_version, results, verdicts}`: results.json and gate.json as one document."""
+    keys = ("profile", "variant", "rule", "verdict", "limit", "allowed", "found", "low", "high", "shown", "hint")
+    table = {
+        "schema_version": SCHEMA,
+        "results": json.loads(results.model_dump_json()),
+        "verdicts": [{key: getattr(v, key) for key in keys} for v in verdicts],
+    }
+    return json.dumps(table, indent=1, ensure_ascii=False) + "\n"
