@@ -118,7 +118,7 @@ def _with_validation(source: Source, share: float, seed: int, where: str) -> tup
         return source.train, source.validation
     if share == 0:
         return source.train, source.train.take(torch.empty(0, dtype=torch.int64))
-    kept, held = stratified(source.train.labels, share, torch.Generator().manual_seed(seed))
+    kept, held = stratified(source.train.labels, share, torch.Generator().manual_seed(seed % 2**63))
     if len(held) == 0:
         raise UsageError(
             "too few training images to hold any out for validation: every class has one",

@@ -60,14 +60,14 @@ class Dataset:
 
 
 def stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows to keep and rows to hold out, both ascending; round(share * labelled rows) are held out, at least one.
+    """Rows to keep and to hold out, both ascending: round(share * labelled rows) are held out, at least one; share < 1.
 
     Classes give in proportion to their size (largest remainders); none gives its last row, so a held-out class is
     always a trained one. Unlabelled rows (-1) are kept. `labels` is int64 [N].
     """
     members = {int(c): (labels == c).nonzero().flatten() for c in labels.unique() if c >= 0}
     quota = {c: share * len(rows) for c, rows in members.items()}
-    given = {c: min(int(q), len(members[c]) - 1) for c, q in quota.items()}
+    given = {c: int(q) for c, q in quota.items()}
     wanted = max(1, round(sum(quota.values())))
     for c in sorted(quota, key=lambda c: (given[c] - quota[c], c)):
         if sum(given.values()) < wanted and given[c] < len(members[c]) - 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from edgekd.data.source import stratified
 from edgekd.recipe import DataSpec
 from edgekd.registry import names, register, unregister
 
+DATA = Path(os.environ.get("EDGEKD_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -125,6 +127,26 @@ def test_a_constant_channel_is_left_alone(tmp_path):
     data = load(DataSpec(use="npz", file=str(tmp_path / "flat.npz"), validation=0), seed=0)
     assert data.mean == pytest.approx([0.2] * 3)
     assert data.std == [1.0] * 3
+
+
+@pytest.mark.skipif(not (DATA / "cifar10").is_dir(), reason="EDGEKD_DATA names no directory with cifar10/")
+def test_cifar10_binary_with_its_real_images(tmp_path):
+    mosaics = [np.asarray(Image.open(file).convert("RGB")) for file in sorted((DATA / "cifar10").glob("test-*.webp"))]
+    tiles = [m.reshape(50, 32, 50, 32, 3).transpose(0, 2, 4, 1, 3).reshape(2500, 3072) for m in mosaics]
+    mixed = np.arange(0, 10_000, 20).reshape(10, 50).T.ravel()  # they lie sorted by class
+    images, labels = np.concatenate(tiles)[mixed], np.load(DATA / "cifar10" / "test-labels.npy")[mixed].astype(np.uint8)
+    records = np.concatenate([labels[:, None], images], 1)
+    names = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+    for name, part in zip(names, np.array_split(records, 6), strict=True):
+        (tmp_path / f"{name}.bin").write_bytes(part.tobytes())
+    (tmp_path / "batches.meta.txt").write_text("\n".join(CIFAR10))
+    data = load(DataSpec(use="cifar10", root=str(tmp_path), validation=0), seed=0)
+    both = torch.cat([data.train.images, data.test.images])
+    assert np.array_equal(both.numpy().reshape(-1, 3072), images)
+    assert torch.cat([data.train.labels, data.test.labels]).tolist() == labels.tolist()
+    pixels = both.double() / 255
+    assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(data.mean).double(), atol=0.03)
+    assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(data.std).double(), atol=0.03)
 
 
 @pytest.mark.parametrize("below", [True, False])
