@@ -71,7 +71,7 @@ def _half(groups: Iterable[ChannelGroup]) -> tuple[list[Edit], dict[str, dict[st
     edits: list[Edit] = []
     attributes: dict[str, dict[str, Any]] = {}
     for group in groups:
-        count = len(group.units) // (2 * group.step) * group.step
+        count = len(group.units) - max(1, len(group.units) // (2 * group.step)) * group.step
         chosen = torch.randperm(len(group.units), generator=torch.Generator().manual_seed(len(group.units)))[:count]
         edits += group.edits_of(sorted(channel for i in chosen.tolist() for channel in group.units[i]))
         attributes |= group.attributes(count)
@@ -145,7 +145,8 @@ def _by_head(network: nn.Module, group: ChannelGroup) -> ChannelGroup | None:
         [part + head * size + row for part in range(0, group.channels, width) for row in range(size)]
         for head in range(count)
     ]
-    return replace(group, units=units, step=group.step // math.gcd(group.step, size), heads=heads)
+    step = group.step // math.gcd(group.step, size)
+    return replace(group, units=units, step=step, heads=heads) if count >= 2 * step else None
 
 
 def _count(network: nn.Module, path: str, name: str) -> int:
