@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +180,8 @@ def convert(prepared: nn.Module) -> nn.Module:
     for node in list(graph.graph.nodes):
         if operation(node) in {"dropout", "alpha_dropout", "feature_dropout"}:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            # By hand: being random, it does not count as dead code.
+            graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     _check_ranges(network)
@@ -216,9 +217,13 @@ def _check_ranges(network: Prepared) -> None:
 
 def _name_once(graph: GraphModule) -> None:
     """One name for each shared module: safetensors refuses tensors that are stored under two."""
-    first: dict[Any, str] = {}
+    first: dict[nn.Module, str] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module":
-            node.target = first.setdefault(graph.get_submodule(str(node.target)), str(node.target))
-    graph.delete_all_unused_submodules()
+            name = str(node.target)
+            module = graph.get_submodule(name)
+            node.target = first.setdefault(module, name)
+    for name, module in list(graph.named_modules(remove_duplicate=False)):
+        if first.get(module, name) != name:
+            graph.delete_submodule(name)
     graph.recompile()
