@@ -1,9 +1,9 @@
 """edgekd: distil, prune, quantize, export, measure and gate a PyTorch network for an edge device.
 
-    import edgekd
+import edgekd
 
-    done = edgekd.run("recipe.toml", overrides=["stage.distill.epochs=3"])
-    learner = edgekd.Learner.of(student, objectives=["ce", "kl"], teacher=teacher, example=images)
+done = edgekd.run("recipe.toml", overrides=["stage.distill.epochs=3"])
+learner = edgekd.Learner.of(student, objectives=["ce", "kl"], teacher=teacher, example=images)
 """
 
 from __future__ import annotations

@@ -96,12 +96,14 @@ class Artifact:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = True) -> Artifact:
-        """Read an artifact and check its files' sha256. Raises UsageError (no artifact) or ArtifactError (corrupted)."""
+        """Read an artifact, check its files' sha256. Raises UsageError (no artifact) or ArtifactError (corrupted)."""
         path = Path(path)
         try:
             text = (path / MANIFEST).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"no artifact at {path}", hint="an artifact is a directory with a manifest.json") from error
+            raise UsageError(
+                f"no artifact at {path}", hint="an artifact is a directory with a manifest.json"
+            ) from error
         try:
             table = json.loads(text)
             if table.get("format") != FORMAT:
@@ -161,7 +163,8 @@ def writing(destination: Path) -> Iterator[Path]:
         _sync(destination.parent)
     except OSError as error:
         raise StageError(
-            f"cannot write {destination}: {error.strerror or error}", hint="is the disk full, or the directory read-only?"
+            f"cannot write {destination}: {error.strerror or error}",
+            hint="is the disk full, or the directory read-only?",
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -112,9 +112,11 @@ def demo(out: OutOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def run(
     recipe: RecipeArgument,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     out: OutOption = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")
+    ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
     as_json: JsonOption = False,
@@ -127,7 +129,13 @@ def run(
 
 
 def _run(
-    recipe: str, overrides: list[str], out: Path | None, start: str | None, until: str | None, force: bool, as_json: bool
+    recipe: str,
+    overrides: list[str],
+    out: Path | None,
+    start: str | None,
+    until: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     from . import runs
     from .gate import lines
@@ -137,7 +145,14 @@ def _run(
     with watching(as_json) as emit:
         command = " ".join(["edgekd", *sys.argv[1:]])
         done = runs.run(
-            recipe, overrides=overrides, directory=out, emit=emit, start=start, until=until, force=force, command=command
+            recipe,
+            overrides=overrides,
+            directory=out,
+            emit=emit,
+            start=start,
+            until=until,
+            force=force,
+            command=command,
         )
         if done is None:
             return
@@ -153,7 +168,9 @@ def _run(
 
 
 @app.command()
-def check(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False) -> None:  # noqa: B006
+def check(
+    recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False
+) -> None:
     """Validate a recipe and print the plan, and what of it is already done. Nothing is trained.
 
     Example: edgekd check recipe.toml
@@ -180,7 +197,9 @@ def _stage_command(stage: str, recipe: str, overrides: list[str], out: Path | No
 
 
 @app.command()
-def teacher(recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False) -> None:  # noqa: B006
+def teacher(
+    recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False
+) -> None:
     """Train or load the teacher of a recipe.
 
     Example: edgekd teacher recipe.toml
@@ -194,7 +213,7 @@ def distill(
     teacher: Annotated[str | None, typer.Option(help="A run, RUN:stage or artifact to learn from.")] = None,
     student: Annotated[str | None, typer.Option(help="A model: a name, or package.module:function.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set: a name, or package.module:function.")] = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -211,7 +230,9 @@ def distill(
 
 
 SourceArgument = Annotated[str | None, typer.Argument(help="A run, RUN:stage or an artifact directory.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Instead of SOURCE: your network, package.module:function.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Instead of SOURCE: your network, package.module:function.")
+]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Its weights (.safetensors, .pt, .th).")]
 DataOption = Annotated[str | None, typer.Option("--data", help="A data set: a name, or package.module:function.")]
 
@@ -222,7 +243,7 @@ def prune(
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -239,7 +260,7 @@ def quantize(
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -256,8 +277,8 @@ def export(
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
-    target: Annotated[list[str], typer.Option(help="onnx.")] = ["onnx"],  # noqa: B006
-    overrides: SetOption = [],  # noqa: B006
+    target: Annotated[list[str], typer.Option(help="onnx.")] = ["onnx"],
+    overrides: SetOption = [],
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -292,7 +313,7 @@ def _single(
 @app.command()
 def bench(
     paths: Annotated[list[str], typer.Argument(help="Runs, RUN:stage, artifacts or .onnx files, ours or not.")],
-    profile: ProfileOption = [],  # noqa: B006
+    profile: ProfileOption = [],
     recipe: Annotated[str | None, typer.Option(help="Where no run says so: the recipe that names the data.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write results.json here.")] = None,
     as_json: JsonOption = False,
@@ -322,8 +343,10 @@ def bench(
 @app.command()
 def gate(
     paths: Annotated[list[str], typer.Argument(help="A run; or artifacts and .onnx files, measured first.")],
-    rules: Annotated[Path | None, typer.Option(help="A TOML file with [gate] rules; default: the run's recipe.")] = None,
-    profile: ProfileOption = [],  # noqa: B006
+    rules: Annotated[
+        Path | None, typer.Option(help="A TOML file with [gate] rules; default: the run's recipe.")
+    ] = None,
+    profile: ProfileOption = [],
     as_json: JsonOption = False,
 ) -> None:
     """Judge measurements by rules: exit 0 when all pass, 1 when one fails, 4 when one cannot be told.

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from .errors import UsageError
+from .errors import RecipeError, UsageError
 from .models import Tapped
 from .objectives import Objectives
 from .objectives.spec import ObjectiveSpec
@@ -104,10 +105,6 @@ def _float(outputs: Outputs) -> Outputs:
 
 def parse_objectives(entries: Sequence[Any], where: str = "objectives") -> list[Any]:
     """Recipe entries as ObjectiveSpec. Raises RecipeError with every problem."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from .errors import RecipeError
-
     try:
         return TypeAdapter(list[ObjectiveSpec]).validate_python(list(entries))
     except ValidationError as error:

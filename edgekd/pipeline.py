@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from .data import Dataset, augmentations, load
 from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
 from .gate import parse_rules
 from .profile import Profile, load_profile
-from .recipe import Recipe, to_toml
+from .recipe import Component, Recipe, to_toml
 from .registry import load_plugin, resolve, validation_problems
 from .stages import Context, Stage, Workspace
 from .stages.distill import DEFAULT_OBJECTIVES
+from .stages.workspace import Teaching
 from .tasks import Task, make_task
 
 __all__ = ["Plan", "Step", "plan", "run_steps"]
@@ -81,11 +83,11 @@ def plan(
     """
     problems: list[Problem] = []
     for plugin in recipe.plugins:
-        _collect(problems, "plugins", lambda plugin=plugin: load_plugin(Path(plugin)))
+        _collect(problems, "plugins", partial(load_plugin, Path(plugin)))
     profiles = [
         p
         for i, name in enumerate(recipe.profiles)
-        if (p := _collect(problems, "", lambda name=name, i=i: load_profile(name, f"profiles[{i}]")))
+        if (p := _collect(problems, "", partial(load_profile, name, f"profiles[{i}]")))
     ]
     task = _collect(problems, "task", lambda: make_task(recipe.task))
     _collect(problems, "data", lambda: augmentations(recipe.data))
@@ -112,12 +114,14 @@ def _collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> An
 
 def _drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
     """Validated stage configs with their names and places; order is checked here."""
-    entries = [] if source is not None else [("teacher", {k: v for k, v in recipe.teacher.items() if k != "use"}, "teacher")]
+    entries = (
+        [] if source is not None else [("teacher", {k: v for k, v in recipe.teacher.items() if k != "use"}, "teacher")]
+    )
     entries += [(entry.use, entry.args, f"stage[{i}]") for i, entry in enumerate(recipe.stage)]
     previous = source.manifest.kind if source is not None else None
     seen: dict[str, int] = {}
     for use, args, where in entries:
-        config = _collect(problems, where, lambda use=use, args=args, where=where: _config(use, args, where))
+        config = _collect(problems, where, partial(_config, use, args, where))
         if config is None:
             previous = None
             continue
@@ -150,17 +154,17 @@ def _steps(
     steps: list[Step] = []
     spec = source.manifest.model if source is not None else None
     teacher_spec = teacher.manifest.model if teacher is not None else None
-    objectives: list[Any] = DEFAULT_OBJECTIVES
+    distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
     keys: dict[str, str] = {}
     for index, (name, draft, where) in enumerate(drafts):
-        stage = draft.resolved(profiles, objectives)
+        stage = draft.resolved(profiles, distilled)
         context = Context(recipe, data, profiles, None if draft.kind == "teacher" else teacher_spec, spec, where)
         spec, found = stage.check(context)
         problems += found
         if draft.kind == "teacher":
             teacher_spec = spec
         if draft.kind == "distill":
-            objectives = stage.objectives
+            distilled = Teaching(stage.objectives, stage.source)
         parents = _parents(stage, steps, source, teacher)
         config = {"use": draft.kind, **stage.model_dump(mode="json")}
         parent_keys = {r: keys[p] if isinstance(p, str) else p.key for r, p in parents.items()}
@@ -185,9 +189,7 @@ def _parents(
     return parents
 
 
-def _key(
-    config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: Dataset, inputs: dict[str, str]
-) -> str:
+def _key(config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: Dataset, inputs: dict[str, str]) -> str:
     def without_cadence(value: Any) -> Any:  # how often a checkpoint is written changes no result
         if isinstance(value, dict):
             return {k: without_cadence(v) for k, v in value.items() if k != "checkpoint_s"}
@@ -215,7 +217,7 @@ def _sources(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         use = value.get("use")
         module = use.partition(":")[0] if isinstance(use, str) and ":" in use else ""
-        found = importlib.util.find_spec(module) if module and module.isidentifier() or "." in module else None
+        found = importlib.util.find_spec(module) if (module and module.isidentifier()) or "." in module else None
         if found is not None and found.origin and Path(found.origin).is_file():
             yield hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
         for inner in value.values():
@@ -266,6 +268,12 @@ def run_steps(
 def summarise(plan: Plan) -> list[dict[str, Any]]:
     """The plan as rows: name, key, directory, whether it is complete."""
     return [
-        {"stage": s.name, "key": s.key, "directory": str(s.directory), "done": s.done, "config": json.loads(json.dumps(s.config))}
+        {
+            "stage": s.name,
+            "key": s.key,
+            "directory": str(s.directory),
+            "done": s.done,
+            "config": json.loads(json.dumps(s.config)),
+        }
         for s in plan.steps
     ]

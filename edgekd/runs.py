@@ -13,12 +13,12 @@ from typing import Any
 
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results
-from .errors import EdgekdError, UsageError, nearest
+from .errors import EdgekdError, RecipeError, UsageError, nearest
 from .gate import Verdict, exit_code, judge, parse_rules, read, write_gate
 from .pipeline import Plan, plan, run_steps
 from .profile import Profile, load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
-from .report import render
+from .report import FORMATS, render
 from .scorecard import Candidate, candidate_of, lineage_of, measure
 from .tasks import make_task
 
@@ -94,8 +94,6 @@ def _conclude(planned: Plan, results: Results) -> RunResult:
 
 def judge_results(results: Results, rules: dict[str, Any], profiles: Sequence[Profile]) -> list[Verdict]:
     """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
-    from .errors import RecipeError
-
     names = [p.name for p in profiles]
     budgets = {p.name: p.budgets for p in profiles if p.budgets}
     merged = {**rules, **{n: {**b, **rules.get(n, {})} for n, b in budgets.items()}}
@@ -186,16 +184,16 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
     run_text, colon, stage = text.rpartition(":")
     directory = Path(run_text) if colon else path
     if not (directory / "recipe.toml").is_file():
-        raise UsageError(
-            f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory)
-        )
+        raise UsageError(f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory))
     recipe = load_recipe(directory / "recipe.toml")
     planned = plan(recipe, directory)
     names = [s.name for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)]
     if colon:
         step = planned.step(stage)
         if not step.done:
-            raise UsageError(f"stage {stage!r} of {directory} is not complete", hint=f"edgekd run {directory}/recipe.toml")
+            raise UsageError(
+                f"stage {stage!r} of {directory} is not complete", hint=f"edgekd run {directory}/recipe.toml"
+            )
         names = [step.name]
     if not names:
         raise UsageError(f"nothing to go on from in {directory}", hint=f"edgekd run {directory}/recipe.toml")
@@ -263,16 +261,21 @@ def _rules(file: Path) -> dict[str, Any]:
         raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
     rules = table.get("gate", table)
     if not isinstance(rules, dict) or not rules:
-        raise UsageError("no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }")
+        raise UsageError(
+            "no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }"
+        )
     return rules
 
 
 def report_of(path: Path, format: str) -> str:
     """A rendering of a run's results.json, or of one given by path. Raises UsageError."""
+    known = next((f for f in FORMATS if f == format), None)
+    if known is None:
+        raise UsageError(f"no format {format!r}", where="--format", hint=nearest(format, FORMATS))
     file = path / "results.json" if path.is_dir() else path
     results = Results.read(file)
     beside = file.parent / "gate.json"
-    return render(results, read(beside) if beside.is_file() else [], format)
+    return render(results, read(beside) if beside.is_file() else [], known)
 
 
 def bench_paths(
@@ -322,5 +325,3 @@ def _owner(file: Path) -> Artifact | None:
 def _unique(name: str, taken: Sequence[Candidate]) -> str:
     names = {c.name for c in taken}
     return name if name not in names else next(f"{name}-{i}" for i in range(2, 1000) if f"{name}-{i}" not in names)
-
-

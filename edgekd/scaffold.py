@@ -9,7 +9,7 @@ from .errors import UsageError
 
 __all__ = ["scaffold"]
 
-RECIPE = '''\
+RECIPE = """\
 #:schema ./recipe.schema.json
 # Run it with `edgekd run recipe.toml`; see what it would do with `edgekd check recipe.toml`.
 version = 1
@@ -48,7 +48,7 @@ targets = ["onnx"]
 accuracy = { drop = 0.05 }               # against the teacher, same images: a fraction
 latency  = { p50 = { speedup = 2.0 } }   # against the teacher, measured in the same run
 size_mb  = { max = 1.0 }
-'''
+"""
 
 OWN = '''\
 """Your network and your data: replace both bodies."""
@@ -77,7 +77,7 @@ def data():
     }
 '''
 
-PROFILE = '''\
+PROFILE = """\
 # Your device: what is not said here is taken from the profile that it extends.
 extends = "cpu-x86"
 description = "my device"
@@ -85,7 +85,7 @@ threads = 1
 
 [protocol]
 rounds = 12
-'''
+"""
 
 FILES = {"recipe.toml": RECIPE, "own.py": OWN, "profile.toml": PROFILE}
 

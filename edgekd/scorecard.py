@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +177,7 @@ def _on_profile(
                 **_judged(candidate, first, data, task, judged),
                 latency=latencies[candidate.name],
                 speedup=speedup(latencies[first.name], latencies[candidate.name]),
-                throughput=throughput(
-                    session, lambda batch, session=session: _feed(session, data, batch), protocol.batches, 0.3
-                ),
+                throughput=throughput(session, partial(_feed, session, data), protocol.batches, 0.3),
                 **_described(candidate),
                 peak_memory_mb=peak_memory_mb(candidate.file, feeds[candidate.name], profile.threads),
             )

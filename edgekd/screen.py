@@ -58,9 +58,12 @@ def line(event: Event) -> str | None:
     if kind == "resume":
         return f"  resuming {event['stage']} at epoch {event['epoch'] + 1}, step {event['step'] + 1}"
     if kind == "epoch":
-        validation = "".join(f"  {k.removeprefix('val.')} {_figure(k, v)}" for k, v in event.items() if k.startswith("val."))
+        validation = "".join(
+            f"  {k.removeprefix('val.')} {_figure(k, v)}" for k, v in event.items() if k.startswith("val.")
+        )
         return (
-            f"  epoch {event['epoch'] + 1}/{event['epochs']}  loss {event['loss']:.3f}  on validation:{validation or ' -'}"
+            f"  epoch {event['epoch'] + 1}/{event['epochs']}  loss {event['loss']:.3f}"
+            f"  on validation:{validation or ' -'}"
             f"  {event['images_per_s']:,.0f} images/s (loader alone {event['loader_images_per_s']:,.0f})"
         )
     if kind == "accuracy":
@@ -83,7 +86,7 @@ class _Lines:
 
     def __call__(self, event: Event) -> None:
         text = line(event)
-        if text is None and event["event"] in ("step", "bench"):
+        if text is None and event["event"] in ("step", "bench", "cache"):
             what = str(event.get("stage", event.get("profile")))
             start, first = self.began.setdefault(what, (time.monotonic(), event["done"]))
             if time.monotonic() - self.told < 10:
@@ -110,15 +113,23 @@ def _bars() -> Iterator[Callable[[Event], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False)
-    columns = ("  [bold]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[info]}")
-    with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console, transient=True) as bars:
+    columns = (
+        "  [bold]{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        "{task.fields[info]}",
+    )
+    with Progress(
+        *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console, transient=True
+    ) as bars:
         tasks: dict[str, Any] = {}
 
         def show(event: Event) -> None:
             text = line(event)
             if text is not None:
                 console.print(text, markup=False)
-            if event["event"] in ("step", "bench"):
+            if event["event"] in ("step", "bench", "cache"):
                 what = str(event.get("stage", event.get("profile")))
                 if what not in tasks:
                     tasks[what] = bars.add_task(what, total=event["total"], completed=event["done"], info="")

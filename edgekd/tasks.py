@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import RecipeError
 from .recipe import Component
 from .registry import bind, register
 
@@ -45,8 +46,6 @@ class Classification:
 
 def make_task(spec: Component) -> Task:
     """The recipe's task. Raises UsageError or RecipeError."""
-    from .errors import RecipeError
-
     component, args, problems = bind("tasks", spec.use, spec.args, "task")
     if problems:
         raise RecipeError(problems)

@@ -40,7 +40,8 @@ class Tapped(nn.Module):
 
         def keep(path: str) -> Any:
             def hook(_module: nn.Module, _args: Any, result: Any) -> None:
-                features[path] = _first_tensor(result, path)
+                # A copy: the network may go on to change what a module returned in place.
+                features[path] = _first_tensor(result, path).clone()
 
             return hook
 

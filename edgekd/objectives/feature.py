@@ -29,7 +29,7 @@ class Hint(nn.Module):
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
         if s.ndim != t.ndim:
             raise UsageError(
-                f"{self.student_taps[0]!r} gives {s.ndim} dimensions and the teacher's {self.teacher_taps[0]!r} {t.ndim}",
+                f"{self.student_taps[0]!r} gives {s.ndim} dimensions, the teacher's {self.teacher_taps[0]!r} {t.ndim}",
                 where="hint",
                 hint="tap layers of the same kind: maps with maps, vectors with vectors",
             )
@@ -39,7 +39,7 @@ class Hint(nn.Module):
         self.adapter = nn.Conv2d(*sizes, 1, bias=False) if s.ndim == 4 else nn.Linear(*sizes, bias=False)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
-        """Features [N, C, H, W] (or [N, C], [N, T, C]) of both -> mean over all elements; maps are resized to the teacher's."""
+        """Features [N, C, H, W] (or [N, C], [N, T, C]) -> mean; maps take the size of the teacher's."""
         s, t = self.adapter(student[self.student_taps[0]]), teacher[self.teacher_taps[0]]
         if s.ndim == 4 and s.shape[2:] != t.shape[2:]:
             s = F.interpolate(s, size=t.shape[2:], mode="bilinear", align_corners=False)

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from ..errors import RecipeError
 from ..recipe import Component
 from ..registry import bind
 
@@ -36,8 +37,6 @@ ObjectiveSpec = Annotated[_Objective, BeforeValidator(lambda v: {"use": v} if is
 
 def bind_objective(spec: _Objective, where: str) -> nn.Module:
     """Build one objective. Raises UsageError (unknown name) or RecipeError (arguments), placed at `where`."""
-    from ..errors import RecipeError
-
     component, args, problems = bind("objectives", spec.use, spec.args, where)
     if problems:
         raise RecipeError(problems)
@@ -67,8 +66,9 @@ class Objectives(nn.Module):
     def fit(self, student: Outputs, teacher: Outputs) -> None:
         """Let objectives size their adapters from the outputs of one dry forward."""
         for module in self.modules_list:
-            if hasattr(module, "fit"):
-                module.fit(student, teacher)
+            fit = getattr(module, "fit", None)
+            if callable(fit):
+                fit(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Outputs:
         """Outputs of both and the batch -> {"loss": scalar, part name: scalar (unweighted)}."""

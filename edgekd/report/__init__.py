@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Literal, assert_never
+from typing import Literal, assert_never, get_args
 
 from ..bench.results import Results
 from .model import VerdictLike, prepare
 
-__all__ = ["Format", "render"]
+__all__ = ["FORMATS", "Format", "render"]
 
-Format = Literal["html", "md", "json"]
+Format = Literal["html", "md", "json", "text"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 SCHEMA = 1
 
 
 def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) -> str:
-    """The report as one self-contained HTML page, as Markdown for a pull request, or as one JSON document."""
+    """The report as one self-contained HTML page, as Markdown for a pull request, as text, or as one JSON document."""
     match format:
         case "html":
             from .html import html
@@ -26,6 +27,10 @@ def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) ->
             from .markdown import markdown
 
             return markdown(prepare(results, verdicts))
+        case "text":
+            from .terminal import terminal
+
+            return terminal(prepare(results, verdicts))
         case "json":
             return as_json(results, verdicts)
         case _:

@@ -11,10 +11,10 @@ from pydantic import Field
 from ..artifact import Artifact, ModelSpec
 from ..errors import EdgekdError, Problem
 from ..models import build, specify
-from ..recipe import ComponentField, Training
 from ..profile import Profile
+from ..recipe import Component, ComponentField, Training
 from ..registry import register
-from .workspace import Context, Workspace, learner_problems, load_network
+from .workspace import Context, Teaching, Workspace, learner_problems, load_network
 
 __all__ = ["DEFAULT_OBJECTIVES", "Distill"]
 
@@ -30,6 +30,7 @@ class Distill(Training):
 
     model: ComponentField | None = Field(None, description="the student; default: the source's network")
     objectives: list[Any] = Field(default=DEFAULT_OBJECTIVES, min_length=1)
+    source: ComponentField = Field(Component(use="frozen"), description="where the teacher's answers come from")
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """The student must build, taps must exist, and its outputs must fit the teacher's."""
@@ -45,7 +46,7 @@ class Distill(Training):
                 )
             except EdgekdError as error:
                 return None, list(error.problems)
-        problems = learner_problems(spec, self.objectives, context) if spec is not None else []
+        problems = learner_problems(spec, self.objectives, context, self.source) if spec is not None else []
         if self.epochs == 0:
             problems.append(Problem(f"{context.where}.epochs", "must be at least 1, got 0"))
         return spec, problems
@@ -54,7 +55,7 @@ class Distill(Training):
         """None beside data and parents."""
         return {}
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Distill:
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Distill:
         """Nothing is left open."""
         return self
 
@@ -69,5 +70,5 @@ class Distill(Training):
         else:
             source = workspace.parents["source"]
             spec, network = source.manifest.model, load_network(source)
-        done = workspace.train(workspace.learner(network, self.objectives), self)
+        done = workspace.train(workspace.learner(network, self.objectives, self.source), self)
         return workspace.save(network, spec, metrics=done.metrics)

@@ -14,11 +14,11 @@ from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
 from ..data import Dataset
 from ..errors import Problem, StageError
 from ..onnx_file import compare, export_onnx, optimised_layers
-from ..quant import convert
 from ..profile import Profile
+from ..quant import convert
 from ..registry import register
 from ..runtimes import open_session
-from .workspace import Context, Workspace, load_network, load_prepared
+from .workspace import Context, Teaching, Workspace, load_network, load_prepared
 
 __all__ = ["Export", "write_onnx"]
 
@@ -48,7 +48,7 @@ class Export(BaseModel):
         """None beside data and parents."""
         return {}
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Export:
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Export:
         """The opset from the profiles."""
         return self.model_copy(update={"opset": self.opset or min(p.opset for p in profiles)})
 

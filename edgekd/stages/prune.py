@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..artifact import Artifact, ModelSpec
 from ..errors import Problem
 from ..models import changed_attributes
-from ..pruning import Target, prune
 from ..profile import Profile
+from ..pruning import Target, prune
+from ..recipe import Component
 from ..registry import register
-from .workspace import Context, Heal, Workspace, healing_problems, load_network
+from .workspace import Context, Heal, Teaching, Workspace, healing_problems, load_network
 
 __all__ = ["Prune"]
 
@@ -45,12 +46,10 @@ class Prune(BaseModel):
         """None beside data and parents."""
         return {}
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Prune:
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Prune:
         """Channel multiples from the profiles."""
         multiple = self.channel_multiple or max(p.channel_multiple for p in profiles)
-        return self.model_copy(
-            update={"channel_multiple": multiple, "heal": self.heal.with_objectives(objectives)}
-        )
+        return self.model_copy(update={"channel_multiple": multiple, "heal": self.heal.after(distilled)})
 
     def run(self, workspace: Workspace) -> Artifact:
         """Prune (deterministic, so a resumed run prunes the same channels), then heal."""
@@ -70,12 +69,16 @@ class Prune(BaseModel):
         )
         before = source.manifest.model
         changes = changed_attributes(original, network)
-        attributes = {path: {**before.attributes.get(path, {}), **changes.get(path, {})}
-                      for path in before.attributes.keys() | changes.keys()}
+        attributes = {
+            path: {**before.attributes.get(path, {}), **changes.get(path, {})}
+            for path in before.attributes.keys() | changes.keys()
+        }
         spec = before.model_copy(update={"attributes": attributes})
         metrics: dict[str, Any] = {"macs_share": plan.macs_after / plan.macs_before}
         if self.heal.epochs:
-            metrics |= workspace.train(workspace.learner(network, self.heal.objectives), self.heal).metrics
+            metrics |= workspace.train(
+                workspace.learner(network, self.heal.objectives, self.heal.source), self.heal
+            ).metrics
         return workspace.save(network, spec, metrics=metrics, documents={"plan.json": plan.model_dump(mode="json")})
 
     def _loss(self, workspace: Workspace, network: nn.Module) -> Any:
@@ -84,7 +87,7 @@ class Prune(BaseModel):
         objectives = self.heal.objectives if self.heal.epochs else ["ce"]
 
         def loss(candidate: nn.Module) -> Tensor:
-            learner = workspace.learner(candidate, objectives)
+            learner = workspace.learner(candidate, objectives, Component(use="frozen"))
             learner.eval()
             total: Tensor = sum((learner(batch)["loss"] for batch in drawn), torch.zeros(()))
             return total / len(drawn)

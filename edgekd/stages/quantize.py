@@ -17,7 +17,7 @@ from ..objectives import Objectives
 from ..profile import Profile
 from ..quant import calibrate, enable_fake_quant, freeze, prepare, scheme_named
 from ..registry import register
-from .workspace import Context, Heal, Workspace, healing_problems, load_network
+from .workspace import Context, Heal, Teaching, Workspace, healing_problems, load_network
 
 __all__ = ["Quantize"]
 
@@ -42,7 +42,7 @@ class Quantize(BaseModel):
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """One known scheme for all profiles."""
-        problems = []
+        problems: list[Problem] = []
         try:
             if self.scheme != "auto":
                 scheme_named(self.scheme, f"{context.where}.scheme")
@@ -60,10 +60,10 @@ class Quantize(BaseModel):
         """None beside data and parents."""
         return {}
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Quantize:
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Quantize:
         """The scheme from the profiles."""
         scheme = profiles[0].scheme if self.scheme == "auto" else self.scheme
-        return self.model_copy(update={"scheme": scheme, "heal": self.heal.with_objectives(objectives)})
+        return self.model_copy(update={"scheme": scheme, "heal": self.heal.after(distilled)})
 
     def run(self, workspace: Workspace) -> Artifact:
         """Prepare, calibrate, heal with frozen ranges in the second half, and store the fake-quantized network."""
@@ -84,7 +84,7 @@ class Quantize(BaseModel):
 
         metrics: dict[str, Any] = {}
         if training:
-            learner = workspace.learner(network, objectives, tap=quantized)
+            learner = workspace.learner(network, objectives, self.heal.source, tap=quantized)
             prepared = learner.student
             metrics = workspace.train(learner, self.heal, self._freezing).metrics
         else:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 
 from ..artifact import Artifact, ModelSpec, file_sha256
 from ..errors import EdgekdError, Problem
 from ..models import build, load_weights, specify
-from ..recipe import ComponentField, Training
 from ..profile import Profile
+from ..recipe import ComponentField, Training
 from ..registry import register
 from ..train import predict
-from .workspace import Context, Workspace, learner_problems
+from .workspace import Context, Teaching, Workspace, learner_problems
 
 __all__ = ["Teacher"]
 
@@ -51,17 +52,17 @@ class Teacher(Training):
         """The weights' digest."""
         return {"weights": file_sha256(self.weights)} if self.weights is not None and self.weights.is_file() else {}
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Teacher:
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Teacher:
         """Nothing is left open."""
         return self
 
     def run(self, workspace: Workspace) -> Artifact:
         """Load, then train if epochs are asked for."""
-        import torch
-
         torch.manual_seed(workspace.recipe.seed)
         data = workspace.data
-        spec = specify(self.model.use, self.model.args, classes=len(data.classes), size=data.size, where="teacher.model")
+        spec = specify(
+            self.model.use, self.model.args, classes=len(data.classes), size=data.size, where="teacher.model"
+        )
         network = build(spec)
         if self.weights is not None:
             load_weights(network, self.weights, prefix=self.prefix, where="teacher.weights")

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, finish, writing
+from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, digest, finish, writing
 from ..bench import environment
 from ..data import Dataset, augmentations, batches
-from ..errors import ArtifactError, EdgekdError, Problem
+from ..errors import ArtifactError, EdgekdError, Problem, RecipeError
 from ..learner import Learner, parse_objectives
 from ..models import Tapped, build, count, load_state, save_state
 from ..profile import Profile
 from ..quant import prepare, scheme_named
-from ..recipe import Recipe, Training
+from ..recipe import Component, ComponentField, Recipe, Training
+from ..registry import bind
 from ..tasks import Task
-from ..train import METRICS, Fit, Job, fit
+from ..teachers import Cached
+from ..train import METRICS, Fit, Job, autocast, fit
 
-__all__ = ["Context", "Heal", "Stage", "Workspace", "healing_problems", "load_network", "load_prepared"]
+__all__ = ["Context", "Heal", "Stage", "Teaching", "Workspace", "healing_problems", "load_network", "load_prepared"]
+
+
+class Teaching(NamedTuple):
+    """Objectives and teacher source: what later stages carry over from a distillation."""
+
+    objectives: list[Any]
+    source: Component
 
 
 class Heal(Training):
@@ -36,8 +45,12 @@ class Heal(Training):
     lr: float = Field(0.05, gt=0)
     objectives: list[Any] = Field(default=[], description="as in distill; empty: those of the last distillation")
 
-    def with_objectives(self, objectives: list[Any]) -> Heal:
-        return self if self.objectives else self.model_copy(update={"objectives": objectives})
+    source: ComponentField | None = Field(None, description="as in distill; default: that of the last distillation")
+
+    def after(self, distilled: Teaching) -> Heal:
+        """The same, with what it leaves open taken from the last distillation."""
+        update = {"objectives": self.objectives or distilled.objectives, "source": self.source or distilled.source}
+        return self.model_copy(update=update)
 
 
 @dataclass(frozen=True)
@@ -64,8 +77,8 @@ class Stage(Protocol):
     def inputs(self) -> dict[str, str]:
         """Digests of files that the result depends on beside data and parents."""
 
-    def resolved(self, profiles: Sequence[Profile], objectives: list[Any]) -> Stage:
-        """The same stage with every default from the profiles, and the objectives to heal with, written out."""
+    def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Stage:
+        """The same stage with every default from the profiles and from the last distillation written out."""
 
     def run(self, workspace: Workspace) -> Artifact: ...
 
@@ -95,7 +108,7 @@ class Workspace:
         """Two real, normalised images [2, C, H, W] (one would let export fix the batch size)."""
         return next(self.calibration(2, 2))["image"]
 
-    def calibration(self, images: int, batch: int = 64) -> Any:
+    def calibration(self, images: int, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Batches of training images without augmentation, drawn by the recipe's seed."""
         stream = batches(
             self.data.train,
@@ -111,13 +124,53 @@ class Workspace:
             yield drawn
 
     def learner(
-        self, student: nn.Module, objectives: Sequence[Any], *, tap: Callable[..., nn.Module] = Tapped
+        self,
+        student: nn.Module,
+        objectives: Sequence[Any],
+        source: Component | None = None,
+        *,
+        tap: Callable[..., nn.Module] = Tapped,
     ) -> Learner:
         """The student with its objectives and, where they want one, the teacher artifact's network."""
         teacher = self.parents.get("teacher")
-        specs = parse_objectives(objectives)
-        network = load_network(teacher) if teacher is not None else None
-        return Learner.of(student, objectives=specs, teacher=network, example=self.example, tap=tap)
+        learner = Learner.of(
+            student,
+            objectives=parse_objectives(objectives),
+            teacher=load_network(teacher) if teacher is not None else None,
+            example=self.example,
+            source=source_of(source, "source"),
+            tap=tap,
+        )
+        if isinstance(learner.source, Cached):
+            assert teacher is not None
+            self._fill(learner.source, teacher)
+        return learner
+
+    def _fill(self, source: Cached, teacher: Artifact) -> None:
+        data, batch = self.data, self.recipe.data
+        augment = [a.model_dump() for a in batch.augment]
+        name = digest([teacher.key, data.fingerprint, data.mean, data.std, augment, self.recipe.seed])[:12]
+
+        def stream(view: int) -> Iterator[dict[str, Any]]:
+            return batches(
+                data.train,
+                batch=batch.batch,
+                mean=data.mean,
+                std=data.std,
+                seed=self.recipe.seed,
+                epoch=0,
+                view=view,
+                augment=augmentations(batch),
+                shuffle=False,
+                channels_last=True,
+            )
+
+        def progress(done: int, total: int) -> None:
+            self.emit({"event": "cache", "stage": f"{self.name}: teacher cache", "done": done, "total": total})
+
+        with autocast(Training()):
+            source.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            source.fill(self.destination.parent / ".cache" / f"teacher-{name}", stream, len(data.train), progress)
 
     def train(
         self, learner: Learner, settings: Training, on_epoch: Callable[[int, Learner], None] | None = None
@@ -235,23 +288,43 @@ def _resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
             setattr(module, leaf, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
 
 
+def source_of(source: Component | None, where: str) -> Callable[[nn.Module], nn.Module]:
+    """What makes a teacher source of a network. Raises UsageError or RecipeError, placed at `where`."""
+    source = source or Component(use="frozen")
+    component, args, problems = bind("teachers", source.use, source.args, where, skip=("network",))
+    if problems:
+        raise RecipeError(problems)
+    return lambda network: component(network, **args)
+
+
 def healing_problems(spec: ModelSpec, heal: Heal, context: Context) -> list[Problem]:
     """What is wrong with healing a network by these objectives: found by putting the learner together once."""
     where = f"{context.where}.heal"
     if heal.epochs == 0:
         return []
-    return learner_problems(spec, heal.objectives, replace(context, where=where))
+    return learner_problems(spec, heal.objectives, replace(context, where=where), heal.source)
 
 
-def learner_problems(spec: ModelSpec, objectives: Sequence[Any], context: Context) -> list[Problem]:
+def learner_problems(
+    spec: ModelSpec, objectives: Sequence[Any], context: Context, source: Component | None = None
+) -> list[Problem]:
     """Put student, teacher and objectives together on a blank image and collect what does not fit."""
     try:
         teacher = build(context.teacher) if context.teacher is not None else None
         specs = parse_objectives(objectives, f"{context.where}.objectives")
-        Learner.of(build(spec), objectives=specs, teacher=teacher, example=torch.zeros(2, *context.data.size))
+        made = source_of(source, f"{context.where}.source")
+        example = torch.zeros(2, *context.data.size)
+        learner = Learner.of(build(spec), objectives=specs, teacher=teacher, example=example, source=made)
+        mixtures = [a.use for a in context.recipe.data.augment if a.use in ("mixup", "cutmix")]
+        if isinstance(learner.source, Cached) and mixtures:
+            what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
+            return [Problem(f"{context.where}.source", what, "use source = 'frozen', or leave out the mixture")]
     except EdgekdError as error:
-        return [
-            p if p.where.startswith(context.where) else Problem(f"{context.where}.{p.where}".rstrip("."), p.what, p.hint)
-            for p in error.problems
-        ]
+        return [_placed(problem, context.where) for problem in error.problems]
     return []
+
+
+def _placed(problem: Problem, where: str) -> Problem:
+    if problem.where.startswith(where):
+        return problem
+    return Problem(f"{where}.{problem.where}".rstrip("."), problem.what, problem.hint)

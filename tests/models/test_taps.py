@@ -24,7 +24,7 @@ def test_taps_equal_hooks_set_by_hand() -> None:
     x = torch.randn(2, 3, 32, 32)
     expected: dict[str, Tensor] = {}
     handles = [
-        net.get_submodule(path).register_forward_hook(lambda m, i, o, path=path: expected.__setitem__(path, o))
+        net.get_submodule(path).register_forward_hook(lambda m, i, o, path=path: expected.__setitem__(path, o.clone()))
         for path in TAPS
     ]
     logits = net(x)

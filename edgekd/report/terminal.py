@@ -1,0 +1,30 @@
+"""The table of variants as plain text for a terminal."""
+
+from __future__ import annotations
+
+from .model import Page, ProfileView
+
+__all__ = ["terminal"]
+
+COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers")
+
+
+def terminal(page: Page) -> str:
+    """One block a profile: how it was measured, then a line a variant."""
+    return "\n\n".join(_profile(profile) for profile in page.profiles) + "\n"
+
+
+def _profile(p: ProfileView) -> str:
+    columns = [c for _, group in p.groups for c in group if c[0] in COLUMNS]
+    table = [["stage"] + [f"{name} {unit}".strip() for _, name, unit in columns]]
+    for row in p.rows:
+        cells = [row.cells[key] for key, _, _ in columns]
+        table.append([row.name] + [f"{c.text} {c.under}".strip() for c in cells])
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        for cells in table
+    ]
+    return "\n".join([f"{p.profile} · {p.measured}", *lines, p.sentence])
