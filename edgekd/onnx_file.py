@@ -245,25 +245,28 @@ def compare(
     argmax_agreement (0..1) and images.
     Raises UsageError without images, StageError when the shapes of the outputs differ.
     """
-    if not len(images):
-        raise UsageError("no image to compare with", where="comparison")
     model = read(Path(path))
-    chunk = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 256
+    fixed = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    chunk = fixed or 256
     feed: Tensor = images
     if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8:
         preprocessing = Preprocessing.model_validate(read_metadata(path)["preprocessing"])
         mean, std = (torch.tensor(v).reshape(1, -1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
         feed = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         images = _normalised(feed, preprocessing)
-    whole = len(images) - len(images) % chunk or len(images)
+    whole = len(images) - len(images) % fixed if fixed else len(images)
     module.eval()
     difference, largest, agreeing, seen = 0.0, 0.0, 0, 0
+    if not whole:
+        raise UsageError(
+            f"{len(images)} images are too few to compare with", where="comparison", hint=f"give at least {fixed or 1}"
+        )
     for start in range(0, whole, chunk):
-        part = images[start : start + chunk]
+        part = images[start : min(start + chunk, whole)]
         with torch.no_grad():
             outputs = module(part)
         expected = (outputs["logits"] if isinstance(outputs, dict) else outputs).float().cpu().numpy()
-        found = session_run({"image": feed[start : start + chunk].contiguous().cpu().numpy()})["logits"]
+        found = session_run({"image": feed[start : start + len(part)].contiguous().cpu().numpy()})["logits"]
         if found.shape != expected.shape:
             raise StageError(f"the file gives logits {list(found.shape)}, the network {list(expected.shape)}")
         difference = max(difference, float(np.abs(found - expected).max()))

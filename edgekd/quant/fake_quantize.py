@@ -95,9 +95,14 @@ class ActivationFakeQuantize(_Switched):
         if self.qscheme == torch.per_tensor_symmetric:
             self.scale.copy_((torch.maximum(-low, high) / self.quant_max).clamp_min(SMALLEST))
             return
-        self.scale.copy_(((high - low) / (self.quant_max - self.quant_min)).clamp_min(SMALLEST))
-        zero_point = self.quant_min - torch.round(low / self.scale)
-        self.zero_point.copy_(zero_point.clamp(self.quant_min, self.quant_max))
+        steps = self.quant_max - self.quant_min
+        below = torch.round(-low * steps / (high - low).clamp_min(SMALLEST * steps))
+        # With the zero point rounded, one end would stick out by up to half a step. Widening the step instead loses
+        # no value; and for images normalised with mean 0.5 every pixel would lie half way between two integers, where
+        # each runtime rounds as it likes.
+        scale = torch.maximum(-low / below.clamp_min(1), high / (steps - below).clamp_min(1))
+        self.scale.copy_(scale.clamp_min(SMALLEST))
+        self.zero_point.copy_(self.quant_min + below)
 
 
 class WeightPerChannelFakeQuantize(_Switched):
