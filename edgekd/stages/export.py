@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
+from .. import quant
 from ..data import Dataset
 from ..errors import Problem, StageError
 from ..onnx_file import compare, export_onnx, optimised_layers
 from ..profile import Profile
-from ..quant import convert
 from ..registry import register
 from ..runtimes import open_session
 from .workspace import Context, Teaching, Workspace, load_network, load_prepared
@@ -80,7 +80,7 @@ class Export(BaseModel):
 def exportable(artifact: Artifact) -> nn.Module:
     """The network of an artifact as a runtime should compute it."""
     if artifact.manifest.quantization is not None:
-        return convert(load_prepared(artifact))
+        return quant.convert(load_prepared(artifact))
     return load_network(artifact).eval()
 
 

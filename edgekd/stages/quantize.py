@@ -9,13 +9,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from .. import quant
 from ..artifact import Artifact, ModelSpec
 from ..errors import EdgekdError, Problem
 from ..learner import Learner, parse_objectives
 from ..models import Tapped
 from ..objectives import Objectives
 from ..profile import Profile
-from ..quant import calibrate, enable_fake_quant, freeze, prepare, scheme_named
+from ..quant import scheme_named
 from ..registry import register
 from .workspace import Context, Heal, Teaching, Workspace, healing_problems, load_network
 
@@ -77,9 +78,9 @@ class Quantize(BaseModel):
         taps = Objectives(parse_objectives(objectives)).taps("student")
 
         def quantized(student: nn.Module, taps: Sequence[str]) -> nn.Module:
-            prepared = prepare(Tapped(student, taps), workspace.example, scheme, qat=training)
-            calibrate(prepared, (batch["image"] for batch in workspace.calibration(self.calibration)))
-            enable_fake_quant(prepared)
+            prepared = quant.prepare(Tapped(student, taps), workspace.example, scheme, qat=training)
+            quant.calibrate(prepared, (batch["image"] for batch in workspace.calibration(self.calibration)))
+            quant.enable_fake_quant(prepared)
             return prepared
 
         metrics: dict[str, Any] = {}
@@ -89,11 +90,11 @@ class Quantize(BaseModel):
             metrics = workspace.train(learner, self.heal, self._freezing).metrics
         else:
             prepared = quantized(network, taps)
-        freeze(prepared)
+        quant.freeze(prepared)
         record = {"scheme": scheme.name, "qat": training, "taps": taps, "shapes": shapes}
         return workspace.save(prepared, source.manifest.model, metrics=metrics, quantization=record)
 
     def _freezing(self, epoch: int, learner: Learner) -> None:
         """Ranges and batch-norm statistics settle before the last weights do."""
         if epoch >= self.heal.epochs / 2:
-            freeze(learner.student)
+            quant.freeze(learner.student)

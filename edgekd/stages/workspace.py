@@ -14,6 +14,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .. import quant
 from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, digest, finish, writing
 from ..bench import environment
 from ..data import Dataset, augmentations, batches
@@ -21,7 +22,7 @@ from ..errors import ArtifactError, EdgekdError, Problem, RecipeError
 from ..learner import Learner, parse_objectives
 from ..models import Tapped, build, count, load_state, save_state
 from ..profile import Profile
-from ..quant import prepare, scheme_named
+from ..quant import scheme_named
 from ..recipe import Component, ComponentField, Recipe, Training
 from ..registry import bind
 from ..tasks import Task
@@ -267,7 +268,7 @@ def load_prepared(artifact: Artifact) -> nn.Module:
     state = load_file(artifact.file("model.safetensors"))
     network = build(artifact.manifest.model)
     _resize(network, quantization["shapes"])
-    prepared = prepare(
+    prepared = quant.prepare(
         Tapped(network, quantization["taps"]),
         torch.zeros(2, *size),
         scheme_named(quantization["scheme"], str(artifact.path)),
