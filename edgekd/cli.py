@@ -356,12 +356,20 @@ def gate(
 
     Example: edgekd gate runs/demo --rules gate.toml
     """
-    from . import runs
     from .gate import exit_code, lines
-    from .screen import watching
+    from .verdicts import gate_run, read_rules
 
-    with watching(False) as emit:
-        verdicts = runs.gate_paths(paths, rules, profile, emit)
+    table = read_rules(rules) if rules is not None else None
+    if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
+        verdicts = gate_run(Path(paths[0]), table, profile)
+    elif table is None:
+        raise UsageError("no rules to judge by", where="gate", hint="give --rules FILE with a [gate] table, or a run")
+    else:
+        from .runs import gate_files
+        from .screen import watching
+
+        with watching(False) as emit:
+            verdicts = gate_files(paths, table, profile, emit)
     if as_json:
         _print_json({"exit_code": exit_code(verdicts), "verdicts": [v.model_dump(mode="json") for v in verdicts]})
     else:
@@ -380,9 +388,9 @@ def report(
 
     Example: edgekd report runs/demo --format md
     """
-    from . import runs
+    from .verdicts import report_of
 
-    text = runs.report_of(run, format)
+    text = report_of(run, format)
     if out is None and format == "html" and run.is_dir():
         out = run / "report.html"
     if out is None:

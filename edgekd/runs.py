@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results
-from .errors import EdgekdError, RecipeError, UsageError, nearest
-from .gate import Verdict, exit_code, judge, parse_rules, read, write_gate
+from .errors import EdgekdError, UsageError, nearest
+from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
-from .profile import Profile, load_profile
+from .profile import load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
-from .report import FORMATS, render
+from .report import render
 from .scorecard import Candidate, candidate_of, lineage_of, measure
 from .tasks import make_task
+from .verdicts import judge_results
 
 __all__ = [
     "RunResult",
@@ -28,11 +28,9 @@ __all__ = [
     "bench_paths",
     "bench_run",
     "find_source",
-    "gate_paths",
-    "judge_results",
+    "gate_files",
     "measure_run",
     "open_run",
-    "report_of",
     "run",
 ]
 
@@ -90,17 +88,6 @@ def _conclude(planned: Plan, results: Results) -> RunResult:
     write_gate(planned.directory / "gate.json", verdicts)
     write_atomically(planned.directory / "report.html", render(results, verdicts, "html"))
     return RunResult(planned.directory, results, verdicts)
-
-
-def judge_results(results: Results, rules: dict[str, Any], profiles: Sequence[Profile]) -> list[Verdict]:
-    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
-    names = [p.name for p in profiles]
-    budgets = {p.name: p.budgets for p in profiles if p.budgets}
-    merged = {**rules, **{n: {**b, **rules.get(n, {})} for n, b in budgets.items()}}
-    parsed, problems = parse_rules(merged, names)
-    if problems:
-        raise RecipeError(problems)
-    return judge(results, parsed)
 
 
 def measure_run(planned: Plan, emit: Emit = _quiet, *, command: str | None = None, again: bool = False) -> Results:
@@ -235,47 +222,14 @@ def _complete(planned: Plan) -> None:
             raise UsageError(f"stage {step.name!r} of {planned.directory} is not complete", hint=command)
 
 
-def gate_paths(paths: Sequence[str], rules: Path | None, profiles: Sequence[str], emit: Emit = _quiet) -> list[Verdict]:
-    """Verdicts on a run's results, or on artifacts and files that are measured first. Raises UsageError."""
-    directory = Path(paths[0])
-    table = _rules(rules) if rules is not None else None
-    if len(paths) == 1 and (directory / "recipe.toml").is_file():
-        recipe = load_recipe(directory / "recipe.toml")
-        results = Results.read(directory / "results.json")
-        loaded = [load_profile(name) for name in profiles or [p.profile for p in results.profiles]]
-        verdicts = judge_results(results, recipe.gate if table is None else table, loaded)
-        write_gate(directory / "gate.json", verdicts)
-        return verdicts
-    if table is None:
-        raise UsageError("no rules to judge by", where="gate", hint="give --rules FILE with a [gate] table")
+def gate_files(
+    paths: Sequence[str], rules: dict[str, Any], profiles: Sequence[str], emit: Emit = _quiet
+) -> list[Verdict]:
+    """Verdicts on artifacts and ONNX files, measured first. Raises UsageError or StageError."""
     results = bench_paths(paths, profiles, emit)
-    return judge_results(results, table, [load_profile(p.profile) for p in results.profiles])
-
-
-def _rules(file: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"no rules at {file}", where="--rules") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
-    rules = table.get("gate", table)
-    if not isinstance(rules, dict) or not rules:
-        raise UsageError(
-            "no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }"
-        )
-    return rules
-
-
-def report_of(path: Path, format: str) -> str:
-    """A rendering of a run's results.json, or of one given by path. Raises UsageError."""
-    known = next((f for f in FORMATS if f == format), None)
-    if known is None:
-        raise UsageError(f"no format {format!r}", where="--format", hint=nearest(format, FORMATS))
-    file = path / "results.json" if path.is_dir() else path
-    results = Results.read(file)
-    beside = file.parent / "gate.json"
-    return render(results, read(beside) if beside.is_file() else [], known)
+    return judge_results(
+        results, rules, [load_profile(name) for name in profiles or [p.profile for p in results.profiles]]
+    )
 
 
 def bench_paths(

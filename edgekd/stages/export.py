@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
 from .. import quant
+from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
 from ..data import Dataset
 from ..errors import Problem, StageError
 from ..onnx_file import compare, export_onnx, optimised_layers

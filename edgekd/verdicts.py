@@ -1,0 +1,66 @@
+"""Judge and render what was measured: from files alone, without torch."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .bench import Results
+from .errors import RecipeError, UsageError, nearest
+from .gate import Verdict, judge, parse_rules, read, write_gate
+from .profile import Profile, load_profile
+from .recipe import load_recipe
+from .report import FORMATS, render
+
+__all__ = ["gate_run", "judge_results", "read_rules", "report_of"]
+
+
+def judge_results(results: Results, rules: dict[str, Any], profiles: Sequence[Profile]) -> list[Verdict]:
+    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
+    names = [p.name for p in profiles]
+    budgets = {p.name: p.budgets for p in profiles if p.budgets}
+    merged = {**rules, **{n: {**b, **rules.get(n, {})} for n, b in budgets.items()}}
+    parsed, problems = parse_rules(merged, names)
+    if problems:
+        raise RecipeError(problems)
+    return judge(results, parsed)
+
+
+def gate_run(directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]) -> list[Verdict]:
+    """Verdicts on a run's results.json by `rules`, or by its recipe's. Raises UsageError or RecipeError."""
+    if rules is None:
+        rules = load_recipe(directory / "recipe.toml").gate
+    results = Results.read(directory / "results.json")
+    loaded = [load_profile(name) for name in profiles or load_recipe(directory / "recipe.toml").profiles]
+    verdicts = judge_results(results, rules, loaded)
+    write_gate(directory / "gate.json", verdicts)
+    return verdicts
+
+
+def read_rules(file: Path) -> dict[str, Any]:
+    """The `[gate]` table of a TOML file, or the whole file where it has none. Raises UsageError."""
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"no rules at {file}", where="--rules") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+    rules = table.get("gate", table)
+    if not isinstance(rules, dict) or not rules:
+        raise UsageError(
+            "no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }"
+        )
+    return rules
+
+
+def report_of(path: Path, format: str) -> str:
+    """A rendering of a run's results.json, or of one given by path. Raises UsageError."""
+    known = next((f for f in FORMATS if f == format), None)
+    if known is None:
+        raise UsageError(f"no format {format!r}", where="--format", hint=nearest(format, FORMATS))
+    file = path / "results.json" if path.is_dir() else path
+    results = Results.read(file)
+    beside = file.parent / "gate.json"
+    return render(results, read(beside) if beside.is_file() else [], known)
