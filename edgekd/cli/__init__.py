@@ -1,0 +1,66 @@
+"""The command line: parse, call, exit code. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import Any
+
+import typer
+
+from ..errors import EdgekdError
+from . import chain, compress, measure, show
+from .app import app
+
+__all__ = ["app", "main"]
+
+COMMANDS = (chain, compress, measure, show)  # importing them adds their commands to the app, in this order
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the outcome has."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    # Threads that spin at barriers make training ten times slower where another process wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        result = app(standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except EdgekdError as error:
+        from ..screen import show_error
+
+        show_error(error)
+        code = error.exit_code
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    except Exception as error:
+        code = _other(error)
+    sys.exit(code)
+
+
+def _other(error: Exception) -> int:
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # the parser's own usage errors
+        error.show()
+        return int(error.exit_code)
+    if isinstance(error, OSError):
+        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201
+        print("hint: is the disk full, or a path not readable or writable?", file=sys.stderr)  # noqa: T201
+        return 3
+    traceback.print_exc()
+    print(  # noqa: T201
+        f"\nThis is a bug in edgekd ({type(error).__name__}). Please report it with the lines above, the command and "
+        "the output of `edgekd doctor`.",
+        file=sys.stderr,
+    )
+    return 70
+
+
+def _as_interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,118 @@
+"""Commands that run a recipe, or prepare to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import JsonOption, OutOption, RecipeArgument, SetOption, app, print_json, print_text
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Where to write; made if missing.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Write a commented recipe and your own network and data as a starting point.
+
+    Example: edgekd init my-project
+    """
+    from ..scaffold import scaffold
+
+    for path in scaffold(directory, force):
+        print_text(str(path))
+
+
+@app.command()
+def demo(out: OutOption = None, as_json: JsonOption = False) -> None:
+    """Run the whole chain on real handwritten digits, in about two minutes.
+
+    Example: edgekd demo
+    """
+    run_recipe("demo", [], out, None, None, False, as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    overrides: SetOption = [],
+    out: OutOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Do this stage and all after it again.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Do everything again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe: all stages, measurement, gate, report. What is complete is skipped; a killed run resumes.
+
+    Example: edgekd run recipe.toml --set stage.distill.epochs=30
+    """
+    run_recipe(recipe, overrides, out, start, until, force, as_json)
+
+
+def run_recipe(
+    recipe: str,
+    overrides: list[str],
+    out: Path | None,
+    start: str | None,
+    until: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run a recipe, or a part of it, and show what came out."""
+    from .. import runs
+    from ..gate import lines
+    from ..report import render
+    from ..screen import note, watching
+
+    with watching(as_json) as emit:
+        command = " ".join(["edgekd", *sys.argv[1:]])
+        done = runs.run(
+            recipe,
+            overrides=overrides,
+            directory=out,
+            emit=emit,
+            start=start,
+            until=until,
+            force=force,
+            command=command,
+        )
+        if done is None:
+            return
+        if as_json:
+            verdicts = [v.model_dump(mode="json") for v in done.verdicts]
+            emit({"event": "result", "results": done.results.model_dump(mode="json"), "verdicts": verdicts})
+    if not as_json:
+        print_text(render(done.results, done.verdicts, "text"))
+        for text in lines(done.verdicts):
+            print_text(text)
+    note(f"report: {done.directory / 'report.html'}")
+    raise typer.Exit(done.exit_code)
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """Validate a recipe and print the plan, and what of it is already done. Nothing is trained.
+
+    Example: edgekd check recipe.toml
+    """
+    from ..pipeline import plan, summarise
+    from ..recipe import load_recipe
+
+    planned = plan(load_recipe(recipe, overrides), out)
+    rows = summarise(planned)
+    if as_json:
+        print_json({"directory": str(planned.directory), "stages": rows})
+        return
+    size = "x".join(map(str, planned.data.size))
+    counts = [len(split) for split in (planned.data.train, planned.data.validation, planned.data.test)]
+    print_text(f"{planned.recipe.name}: {len(planned.data.classes)} classes, {size}")
+    print_text("images: {:,} training, {:,} validation, {:,} test".format(*counts))
+    for row in rows:
+        print_text(f"  {row['stage']:<12} {'complete' if row['done'] else 'to do':<9} {row['directory']}")

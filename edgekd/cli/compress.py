@@ -1,0 +1,131 @@
+"""Commands that run one stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .app import (
+    DataOption,
+    JsonOption,
+    ModelOption,
+    OutOption,
+    RecipeArgument,
+    SetOption,
+    SourceArgument,
+    WeightsOption,
+    app,
+    print_json,
+    print_text,
+)
+from .chain import run_recipe
+
+
+@app.command()
+def teacher(
+    recipe: RecipeArgument, overrides: SetOption = [], out: OutOption = None, as_json: JsonOption = False
+) -> None:
+    """Train or load the teacher of a recipe.
+
+    Example: edgekd teacher recipe.toml
+    """
+    run_recipe(recipe, overrides, out, None, "teacher", False, as_json)
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe; or give --teacher, --student and --data.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A run, RUN:stage or artifact to learn from.")] = None,
+    student: Annotated[str | None, typer.Option(help="A model: a name, or package.module:function.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set: a name, or package.module:function.")] = None,
+    overrides: SetOption = [],
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a student with a teacher: a recipe up to its stage `distill`, or a teacher, a student and data.
+
+    Example: edgekd distill --teacher runs/demo:teacher --student cifar-resnet --set model.depth=8 --set epochs=5
+    """
+    if recipe is not None:
+        run_recipe(recipe, overrides, out, None, "distill", False, as_json)
+        return
+    if teacher is None or student is None:
+        raise UsageError("give a recipe, or --teacher and --student", hint="edgekd distill --help shows an example")
+    _single("distill", teacher, None, None, data, [f'model.use="{student}"', *overrides], out, as_json)
+
+
+@app.command()
+def prune(
+    source: SourceArgument = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    overrides: SetOption = [],
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take channels away and heal.
+
+    Example: edgekd prune runs/demo:distill --set target.macs=0.6 --set heal.epochs=2
+    """
+    _single("prune", source, model, weights, data, overrides, out, as_json)
+
+
+@app.command()
+def quantize(
+    source: SourceArgument = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    overrides: SetOption = [],
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize to int8 as the profile's runtime fuses it, and heal.
+
+    Example: edgekd quantize runs/demo:prune --set heal.epochs=0
+    """
+    _single("quantize", source, model, weights, data, overrides, out, as_json)
+
+
+@app.command()
+def export(
+    source: SourceArgument = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    target: Annotated[list[str], typer.Option(help="onnx.")] = ["onnx"],
+    overrides: SetOption = [],
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the file that a runtime loads, and compare it with the network on real images.
+
+    Example: edgekd export runs/demo:quantize --target onnx --set input=uint8
+    """
+    _single("export", source, model, weights, data, [f"targets={json.dumps(target)}", *overrides], out, as_json)
+
+
+def _single(
+    stage: str,
+    source: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    overrides: list[str],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from ..screen import watching
+    from ..single import run_single
+
+    with watching(as_json) as emit:
+        artifact = run_single(stage, source, model, weights, data, overrides, out, emit)
+    if as_json:
+        print_json({"path": str(artifact.path), "manifest": artifact.manifest.model_dump(mode="json")})
+    else:
+        print_text(str(artifact.path))
