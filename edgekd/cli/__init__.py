@@ -16,6 +16,7 @@ from .app import app
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = 130
 COMMANDS = (chain, compress, measure, show)  # importing them adds their commands to the app, in this order
 
 
@@ -35,13 +36,14 @@ def main() -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         code = 141
     except Exception as error:
         code = _other(error)
+    if code == INTERRUPTED:
+        print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
     sys.exit(code)
 
 

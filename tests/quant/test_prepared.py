@@ -251,6 +251,29 @@ def test_a_dead_channel_keeps_its_bias(digits: tuple[Tensor, Tensor]) -> None:
     assert torch.allclose(found, network(x)["logits"], atol=0.3)
 
 
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv(image)
+        x.relu_()
+        x.mul_(x + 1.0)
+        return self.head(x.mean((2, 3)))
+
+
+def test_values_overwritten_in_place_are_read_as_overwritten(digits: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    network, x = InPlace().eval(), digits[0][:50]
+    prepared = prepare(network, x, X86, qat=False)
+    calibrate(prepared, [x])
+    expected = network(x)
+    assert torch.allclose(prepared.eval()(x)["logits"], expected, atol=0.02 * expected.abs().max().item())
+    assert not any(operation(n).endswith("_") for n in prepared.network.graph.nodes)
+
+
 class Branching(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if image.sum() > 0:
