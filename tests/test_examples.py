@@ -1,0 +1,124 @@
+"""What the examples show works, run as their READMEs say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import edgekd
+from edgekd.artifact import Artifact
+from edgekd.runs import RunResult
+from edgekd.single import run_single
+
+OWN = Path(__file__).parent.parent / "examples" / "bring_your_own"
+QUICK = "[protocol]\nrounds = 3\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory):
+    """A copy of the example as the working directory, with weights made by the lines in its README."""
+    directory = tmp_path_factory.mktemp("own")
+    for file in ("own.py", "recipe.toml"):
+        shutil.copy(OWN / file, directory)
+    (directory / "quick.toml").write_text('extends = "cpu-x86"\n' + QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr(sys, "path", [str(directory), *sys.path])
+        patch.delitem(sys.modules, "own", raising=False)
+        torch.manual_seed(0)
+        exec(readme_lines().replace("range(10)", "range(3)"), {})
+        yield directory
+        sys.modules.pop("own", None)
+
+
+def readme_lines() -> str:
+    found = re.search(r"```python\n(.*?)```", (OWN / "README.md").read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> RunResult:
+    overrides = ["stage.prune.heal.epochs=1", "stage.quantize.heal.epochs=1", 'profiles=["quick.toml"]']
+    result = edgekd.run("recipe.toml", overrides=overrides)
+    assert result is not None
+    return result
+
+
+def own() -> ModuleType:
+    return sys.modules["own"]
+
+
+def exported(done: RunResult) -> Artifact:
+    [directory] = done.directory.glob("03-export-*")
+    return Artifact.open(directory)
+
+
+def test_own_network_is_two_functions_and_a_recipe_under_40_lines() -> None:
+    lines = [(OWN / name).read_text().splitlines() for name in ("own.py", "recipe.toml")]
+    assert sum(map(len, lines)) < 40
+    assert "edgekd" not in (OWN / "own.py").read_text()
+
+
+def test_own_network_is_compressed(done: RunResult) -> None:
+    [profile] = done.results.profiles
+    teacher, pruned, final = profile.variants
+    assert [v.name for v in profile.variants] == ["teacher", "prune", "quantize"]
+    assert 0.3 < pruned.macs / teacher.macs <= 0.5
+    assert final.precision == "int8"
+    assert final.size_mb < 0.4 * teacher.size_mb
+    assert done.results.classes[:3] == ["zero", "one", "two"]
+
+
+def test_own_weights_are_the_teacher(done: RunResult) -> None:
+    test = own().data()["test"]
+    images, labels = test.tensors
+    network = own().network()
+    network.load_state_dict(torch.load("net.pt", weights_only=True))
+    network.eval()
+    with torch.no_grad():
+        answers = network((images / 255 - 0.5) / 0.5).argmax(1)
+    expected = (answers == labels).double().mean().item()
+    assert expected > 0.7
+    assert done.results.profiles[0].variants[0].metrics["accuracy"] == pytest.approx(expected, abs=0.003)
+
+
+def test_preprocessing_and_classes_travel(done: RunResult) -> None:
+    artifact = exported(done)
+    manifest = artifact.manifest
+    classes = own().data()["classes"]
+    assert manifest.classes == classes
+    assert manifest.inputs[0].dtype == "uint8"
+    assert manifest.inputs[0].axes == ["batch", 1, 8, 8]
+    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == ([0.5], [0.5])
+    assert manifest.preprocessing.size == [1, 8, 8]
+    assert manifest.preprocessing.colour == "grey"
+    props = {p.key: p.value for p in onnx.load(artifact.file("model.onnx")).metadata_props}
+    assert json.loads(props["classes"]) == classes
+    assert json.loads(props["preprocessing"]) == manifest.preprocessing.model_dump()
+    assert props["input"] == "uint8"
+
+
+def test_bytes_in_give_the_logits_of_normalised_floats(done: RunResult) -> None:
+    floats = run_single("export", f"{done.directory}:quantize", None, None, None, [], None, lambda event: None)
+    assert floats.manifest.inputs[0].dtype == "float32"
+    images = own().data()["test"].tensors[0].numpy()
+    normalised = (images.astype(np.float32) / 255 - 0.5) / 0.5
+    expected = logits(floats.file("model.onnx"), normalised)
+    found = logits(exported(done).file("model.onnx"), images)
+    assert found.shape == (397, 10)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def logits(file: Path, images: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(str(file)).run(["logits"], {"image": images})[0]
