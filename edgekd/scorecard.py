@@ -188,7 +188,7 @@ def _on_profile(
     results = ProfileResults(
         profile=profile.name,
         device=str(environment().get("cpu", profile.description)),
-        runtime=profile.runtime,
+        runtime=f"{profile.runtime} {environment()['versions'].get(profile.runtime, '')}".strip(),
         rounds=rounds,
         variants=variants,
     )

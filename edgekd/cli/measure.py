@@ -24,10 +24,13 @@ def bench(
     Example: edgekd bench runs/demo --profile cpu-x86
     """
     from .. import runs
+    from ..bench import disturbances, environment
     from ..recipe import load_recipe
     from ..report import render
-    from ..screen import watching
+    from ..screen import note, watching
 
+    for text in disturbances(environment()):
+        note(f"warning: {text}")
     with watching(False) as emit:
         if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
             results = runs.bench_run(Path(paths[0]), profile, emit)
