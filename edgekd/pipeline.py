@@ -58,6 +58,7 @@ class Plan:
     profiles: list[Profile]
     directory: Path
     steps: list[Step]
+    alone: bool = False  # goes on from an artifact: the run it may lie in keeps its recipe
 
     def step(self, name: str) -> Step:
         """Raises UsageError when there is no such step."""
@@ -100,7 +101,7 @@ def plan(
     steps = _steps(drafts, recipe, data, profiles, directory, source, teacher, problems)
     if problems:
         raise RecipeError(problems)
-    return Plan(recipe, data, task, profiles, directory, steps)
+    return Plan(recipe, data, task, profiles, directory, steps, alone=source is not None)
 
 
 def _collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> Any:
@@ -239,7 +240,8 @@ def run_steps(
     last = names.index(plan.step(until).name) if until else len(names) - 1
     made: dict[str, Artifact] = {}
     with locked(plan.directory):
-        write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
+        if not (plan.alone and (plan.directory / "recipe.toml").exists()):
+            write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
         for index, step in enumerate(plan.steps[: last + 1]):
             emit({"event": "stage", "stage": step.name, "index": index, "stages": last + 1, "done": step.done})
             if step.done and step.name not in again:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import MANIFEST, Artifact, locked, write_atomically
-from .bench import Results
+from .bench import Results, environment
 from .errors import EdgekdError, UsageError, nearest
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
@@ -131,8 +131,11 @@ def _candidates(planned: Plan) -> Iterator[Candidate]:
 
 def _same(earlier: Results, candidates: Sequence[Candidate], planned: Plan) -> bool:
     wanted = [(c.name, c.key) for c in candidates]
-    return [p.profile for p in earlier.profiles] == [p.name for p in planned.profiles] and all(
-        [(v.name, v.key) for v in p.variants] == wanted for p in earlier.profiles
+    settings = [p.model_dump(mode="json") for p in planned.profiles]
+    return (
+        [p.settings for p in earlier.profiles] == settings
+        and all([(v.name, v.key) for v in p.variants] == wanted for p in earlier.profiles)
+        and earlier.environment.get("cpu") == environment().get("cpu")
     )
 
 
@@ -174,18 +177,24 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
         raise UsageError(f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory))
     recipe = load_recipe(directory / "recipe.toml")
     planned = plan(recipe, directory)
-    names = [s.name for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)]
-    if colon:
-        step = planned.step(stage)
-        if not step.done:
-            raise UsageError(
-                f"stage {stage!r} of {directory} is not complete", hint=f"edgekd run {directory}/recipe.toml"
-            )
-        names = [step.name]
-    if not names:
-        raise UsageError(f"nothing to go on from in {directory}", hint=f"edgekd run {directory}/recipe.toml")
-    artifact = planned.artifact(names[-1])
-    return Source(artifact, _teacher_of(artifact), recipe, names[-1])
+    found = {s.name: s.directory for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)}
+    for name, beside in _made_alone(directory, kinds, planned):
+        found.setdefault(name, beside)
+    name = stage if colon else next(reversed(found), "")
+    if name not in found:
+        what = f"stage {stage!r} of {directory} is not there" if colon else f"nothing to go on from in {directory}"
+        hint = f"edgekd run {directory / 'recipe.toml'} -o {directory}"
+        raise UsageError(what, where="SOURCE", hint=f"there are: {', '.join(found)}" if found else hint)
+    artifact = Artifact.open(found[name])
+    return Source(artifact, _teacher_of(artifact), recipe, name)
+
+
+def _made_alone(directory: Path, kinds: Sequence[str] | None, planned: Plan) -> list[tuple[str, Path]]:
+    """Artifacts in a run that its recipe does not name (a single step made them), newest first."""
+    keys = {s.key for s in planned.steps}
+    manifests = sorted(directory.glob(f"*/{MANIFEST}"), key=lambda m: m.stat().st_mtime, reverse=True)
+    others = [a for m in manifests if (a := Artifact.open(m.parent, verify=False)).key not in keys]
+    return [(a.manifest.kind, a.path) for a in others if kinds is None or a.manifest.kind in kinds]
 
 
 def _teacher_of(artifact: Artifact) -> Artifact | None:

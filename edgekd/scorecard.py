@@ -189,6 +189,7 @@ def _on_profile(
         profile=profile.name,
         device=str(environment().get("cpu", profile.description)),
         runtime=f"{profile.runtime} {environment()['versions'].get(profile.runtime, '')}".strip(),
+        settings=profile.model_dump(mode="json"),
         rounds=rounds,
         variants=variants,
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .artifact import Artifact
+from .artifact import MANIFEST, Artifact, writing
 from .errors import UsageError
 from .pipeline import plan, run_steps
 from .recipe import Component, Recipe, apply_override, parse_recipe
@@ -35,8 +36,9 @@ def run_single(
 ) -> Artifact:
     """Run one stage and return its artifact.
 
-    The recipe's code does the work: a network with weights becomes a run of two stages, an artifact one of a single
-    stage, in `out` (default: `runs/NAME-STAGE`). Overrides are the stage's own keys, or `data.*`.
+    The recipe's code does the work: a network with weights becomes a run of two stages in `out` (default:
+    `runs/NAME-STAGE`); an artifact gets its new sibling in its own run, or in `out` with a copy of the teacher, so
+    that the next step can go on from there. Overrides are the stage's own keys, or `data.*`.
     Raises UsageError, RecipeError or StageError.
     """
     if (source is None) == (model is None):
@@ -53,10 +55,20 @@ def run_single(
     assert source is not None
     found = find_source(source, KINDS[stage])
     recipe = _recipe_beside(found, source, data, about_data)
-    directory = out or Path("runs") / f"{recipe.name}-{stage}"
+    directory = out or found.artifact.path.parent
+    if found.teacher is not None and found.teacher.path.parent != directory:
+        _bring(found.teacher, directory)
     single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
     planned = plan(single, directory, source=found.artifact, teacher=found.teacher)
     return run_steps(planned, emit)[-1]
+
+
+def _bring(teacher: Artifact, directory: Path) -> None:
+    """Copy the teacher's artifact, atomically."""
+    destination = directory / teacher.path.name
+    if not (destination / MANIFEST).is_file():
+        with writing(destination) as temporary:
+            shutil.copytree(teacher.path, temporary, dirs_exist_ok=True)
 
 
 def _recipe_for(

@@ -72,6 +72,7 @@ class ProfileResults(_Record):
     profile: str
     device: str
     runtime: str
+    settings: dict[str, Any] = Field(default={}, description="the whole profile, protocol included")
     rounds: int
     variants: list[Variant]
 
