@@ -69,7 +69,8 @@ def network(num_classes: int = 10) -> nn.Module:
 def data():
     """(images, labels) arrays or torch Datasets for training and test, and the class names."""
     digits = load_digits()
-    images = np.repeat(np.kron(digits.images * 15, np.ones((4, 4)))[:, None], 3, axis=1).astype(np.uint8)
+    large = np.kron(digits.images * 15, np.ones((4, 4)))
+    images = np.repeat(large[..., None], 3, axis=3).astype(np.uint8)  # arrays are [N, H, W, C], tensors [N, C, H, W]
     return {
         "train": (images[:1400], digits.target[:1400]),
         "test": (images[1400:], digits.target[1400:]),
