@@ -171,9 +171,15 @@ def _steps(
         parent_keys = {r: keys[p] if isinstance(p, str) else p.key for r, p in parents.items()}
         key = _key(config, parent_keys, recipe, data, stage.inputs())
         keys[name] = key
-        number = index if source is None else index + 1
+        number = index if source is None else index + 1 + _position(source)
         steps.append(Step(name, stage, config, key, directory / f"{number:02d}-{name}-{key[:12]}", parents, spec))
     return steps
+
+
+def _position(source: Artifact) -> int:
+    """The number in front of an artifact's directory: its place in the run that made it."""
+    number = source.path.name.partition("-")[0]
+    return int(number) if number.isdigit() else 0
 
 
 def _parents(

@@ -178,9 +178,13 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
     recipe = load_recipe(directory / "recipe.toml")
     planned = plan(recipe, directory)
     found = {s.name: s.directory for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)}
+    whole = any(name != "teacher" for name in found)
     for name, beside in _made_alone(directory, kinds, planned):
-        found.setdefault(name, beside)
-    name = stage if colon else next(reversed(found), "")
+        if not (whole and name in found):
+            found.pop(name, None)
+            found[name] = beside
+    steps = [s.name for s in planned.steps if s.name in found]
+    name = stage if colon else steps[-1] if whole else next(reversed(found), "")
     if name not in found:
         what = f"stage {stage!r} of {directory} is not there" if colon else f"nothing to go on from in {directory}"
         hint = f"edgekd run {directory / 'recipe.toml'} -o {directory}"
@@ -190,9 +194,9 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
 
 
 def _made_alone(directory: Path, kinds: Sequence[str] | None, planned: Plan) -> list[tuple[str, Path]]:
-    """Artifacts in a run that its recipe does not name (a single step made them), newest first."""
+    """Artifacts in a run that its recipe does not name (a single step made them), newest last."""
     keys = {s.key for s in planned.steps}
-    manifests = sorted(directory.glob(f"*/{MANIFEST}"), key=lambda m: m.stat().st_mtime, reverse=True)
+    manifests = sorted(directory.glob(f"*/{MANIFEST}"), key=lambda m: m.stat().st_mtime)
     others = [a for m in manifests if (a := Artifact.open(m.parent, verify=False)).key not in keys]
     return [(a.manifest.kind, a.path) for a in others if kinds is None or a.manifest.kind in kinds]
 
