@@ -100,10 +100,12 @@ class Artifact:
         path = Path(path)
         try:
             text = (path / MANIFEST).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UsageError(
                 f"no artifact at {path}", hint="an artifact is a directory with a manifest.json"
             ) from error
+        except UnicodeDecodeError as error:
+            raise ArtifactError("the manifest is damaged: not text", where=str(path), hint=_again(path)) from error
         try:
             table = json.loads(text)
             if table.get("format") != FORMAT:
@@ -148,16 +150,20 @@ def digest(value: Any) -> str:
 def writing(destination: Path) -> Iterator[Path]:
     """A temporary directory beside `destination`, renamed to it on success and removed on failure.
 
-    The body writes its files and then calls `finish(directory, manifest)`. Raises StageError when the disk refuses.
+    The body writes its files and then calls `finish(directory, manifest)`; the run is locked meanwhile, so whatever
+    another process left under such a name is rubbish. Raises StageError when the disk refuses.
     """
     temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for killed in destination.parent.glob(f".{destination.name}.*.tmp"):
+            shutil.rmtree(killed, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         if not (temporary / MANIFEST).exists():
             raise AssertionError("writing() ended without finish()")
         if destination.exists():
+            # The manifest goes first: killed in between, what is left must not look complete.
+            (destination / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(destination)
         os.rename(temporary, destination)
         _sync(destination.parent)
@@ -178,10 +184,14 @@ def finish(directory: Path, manifest: Manifest) -> None:
         files[str(file.relative_to(directory))] = (file_sha256(file), file.stat().st_size)
     text = manifest.model_copy(update={"files": files}).model_dump_json(indent=2)
     write_atomically(directory / MANIFEST, text + "\n")
+    _sync(directory)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a power cut, sees the old content or the new, never a part."""
+    """Write a file so that a reader, or a power cut, sees the old content or the new, never a part.
+
+    Raises OSError, which names `path` and not the temporary file beside it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -190,8 +200,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -215,15 +228,18 @@ def locked(directory: Path) -> Iterator[None]:
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise StageError(
                 f"{directory} is in use by another edgekd (process {holder})",
                 hint="wait for it to end, or choose another directory with -o DIR",
             ) from error
-        stream.seek(0)
-        stream.truncate()
-        stream.write(str(os.getpid()))
-        stream.flush()
+        except OSError as error:
+            raise StageError(
+                f"cannot lock {directory}: {error.strerror}", hint="choose a directory on a local disk with -o DIR"
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, it only names nobody
+            os.ftruncate(stream.fileno(), 0)
+            os.write(stream.fileno(), str(os.getpid()).encode())
         yield

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import RecipeError, UsageError, nearest
+from .errors import Problem, RecipeError, UsageError, nearest
 from .registry import validation_problems
 from .shipped import shipped
 
@@ -38,7 +39,7 @@ class Profile(BaseModel):
     precisions: list[Literal["fp32", "fp16", "bf16", "int8"]] = ["fp32", "int8"]
     scheme: str = Field("x86-u8s8", description="the quantization scheme that this runtime fuses")
     channel_multiple: int = Field(1, gt=0, description="channel counts that the kernels like are multiples of this")
-    opset: int = Field(18, ge=17, description="the highest ONNX opset the runtime takes")
+    opset: int = Field(18, ge=18, description="the highest ONNX opset the runtime takes; edgekd writes 18 and later")
     threads: int = Field(1, gt=0)
     protocol: Protocol = Protocol()
     budgets: dict[str, Any] = Field(default_factory=dict, description="gate rules that hold for this device")
@@ -55,22 +56,31 @@ def load_profile(name: str, where: str = "profiles") -> Profile:
     try:
         return Profile.model_validate(table)
     except ValidationError as error:
-        raise RecipeError(validation_problems(error, f"profile {name}", Profile)) from error
+        found = validation_problems(error, "", Profile)
+        raise RecipeError([Problem(f"profile {name}: {p.where}", p.what, p.hint) for p in found]) from error
 
 
 def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
-        raise UsageError(f"profiles extend each other in a circle: {' -> '.join((*seen, name))}", where=where)
+        circle = " -> ".join((*seen, name))
+        hint = "one of them must extend a profile that edgekd ships, or nothing"
+        raise UsageError(f"profiles extend each other in a circle: {circle}", where=where, hint=hint)
     file = Path(name) if name.endswith(".toml") else shipped("profiles") / f"{name}.toml"
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"no profile {name!r}", where=where, hint=nearest(name, profile_names())) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+    except OSError as error:
+        why = nearest(name, profile_names()) if error.errno == errno.ENOENT else f"{file}: {error.strerror}"
+        raise UsageError(f"no profile {name!r}", where=where, hint=why) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        hint = "texts need quotes, tables need { } and lists need [ ]"
+        raise UsageError(f"not valid TOML: {error}", where=str(file), hint=hint) from error
     base = table.pop("extends", None)
     if base is None:
         return {"name": file.stem, **table}
+    if not isinstance(base, str):
+        raise UsageError(f"extends must name a profile, got {base!r}", where=str(file), hint='extends = "cpu-x86"')
     parent = _table(base, str(file), (*seen, name))
-    protocol = {**parent.get("protocol", {}), **table.get("protocol", {})}
-    return {**parent, "name": file.stem, **table, "protocol": protocol}
+    merged = {**parent, "name": file.stem, **table}
+    if isinstance(parent.get("protocol"), dict) and isinstance(table.get("protocol"), dict):
+        merged["protocol"] = {**parent["protocol"], **table["protocol"]}
+    return merged

@@ -76,7 +76,7 @@ class Training(BaseModel):
     """How the one training loop runs: the same keys for every stage that trains."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    epochs: int = Field(10, ge=0)
+    epochs: int = Field(10, ge=0, description="how often all training images are seen")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD (Nesterov)")
@@ -95,15 +95,15 @@ class Recipe(BaseModel):
     """One run of edgekd."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    version: Literal[1] = Field(description="the recipe format")
+    version: Literal[1] = Field(description="the recipe format: version = 1")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the directory under runs/")
-    seed: int = Field(0, ge=0)
-    data: DataSpec
+    seed: int = Field(0, ge=0, description="what everything random follows from")
+    data: DataSpec = Field(description='the data set: data = { use = "digits" }; see `edgekd list data`')
     task: ComponentField = Component(use="classification")
-    profiles: list[str] = Field(default=["cpu-x86"], min_length=1)
+    profiles: list[str] = Field(default=["cpu-x86"], min_length=1, description="see `edgekd list profiles`")
     plugins: list[str] = Field(default_factory=list, description="Python files that register components")
     teacher: dict[str, Any] = Field(description="the stage `teacher`: model, weights or epochs")
-    stage: list[ComponentField] = Field(default_factory=list)
+    stage: list[ComponentField] = Field(default_factory=list, description="one [[stage]] table each, in order")
     gate: dict[str, Any] = Field(default_factory=dict, description="rules; [gate.PROFILE] overrides")
 
 
@@ -121,15 +121,23 @@ def find_recipe(path: str | Path) -> Path:
     raise UsageError(f"no recipe {given}", where="recipe", hint=f"write one with `edgekd init`; shipped: {known}")
 
 
+def _numbered(uses: Sequence[Any]) -> list[str]:
+    """Names of a list's entries as the plan gives them to stages: `prune`, and `prune-2` for the second one."""
+    return [str(use) if use not in uses[:i] else f"{use}-{uses[:i].count(use) + 1}" for i, use in enumerate(uses)]
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key.path=value` overrides. Raises UsageError or RecipeError (all problems at once)."""
     file = find_recipe(path)
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+        hint = "texts need quotes, tables need { } and lists need [ ]"
+        raise UsageError(f"not valid TOML: {error}", where=str(file), hint=hint) from error
     except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", where=str(file)) from error
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(file), hint="look at its permissions"
+        ) from error
     return parse_recipe(table, overrides)
 
 
@@ -138,6 +146,7 @@ def parse_recipe(table: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe
     table = json.loads(json.dumps(table, default=str))  # a copy, and JSON all the way down
     for override in overrides:
         apply_override(table, override)
+    table = json.loads(json.dumps(table, default=str))
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
@@ -154,7 +163,8 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     for depth, key in enumerate(keys[:-1]):
         current = _step(current, key, ".".join(keys[: depth + 1]))
     if isinstance(current, list):
-        raise RecipeError([Problem(path, "names a list, not a key in it", f"use {path}.0 and a key, for example")])
+        what = "names an entry of a list, not a key in it"
+        raise RecipeError([Problem(path, what, f"add a key ({path}.KEY=VALUE), or set the whole list")])
     current[keys[-1]] = parse_value(text.strip())
 
 
@@ -168,21 +178,24 @@ def parse_value(text: str) -> Any:
 
 def _step(current: Any, key: str, path: str) -> Any:
     if isinstance(current, list):
-        uses = [c.get("use") if isinstance(c, dict) else c for c in current]
+        uses = _numbered([c.get("use") if isinstance(c, dict) else c for c in current])
         if key.isdigit() and int(key) < len(current):
             index = int(key)
         elif key in uses:
             index = uses.index(key)
         else:
-            raise RecipeError([Problem(path, f"no such entry, got {key!r}", f"there are: {', '.join(map(str, uses))}")])
+            hint = f"there are: {', '.join(uses)}" if uses else "the list is empty"
+            raise RecipeError([Problem(path, f"no such entry, got {key!r}", hint)])
         if isinstance(current[index], str):
             current[index] = {"use": current[index]}
+        if not isinstance(current[index], dict):
+            raise RecipeError([Problem(path, f"is not a table, got {current[index]!r}", "set the whole list")])
         return current[index]
     if isinstance(current.get(key), str):
         current[key] = {"use": current[key]}
     value = current.setdefault(key, {})
     if not isinstance(value, dict | list):
-        raise RecipeError([Problem(path, f"is not a table, got {value!r}")])
+        raise RecipeError([Problem(path, f"is not a table, got {value!r}", "set the key itself")])
     return value
 
 

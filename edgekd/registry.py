@@ -76,7 +76,8 @@ def unregister(kind: str, name: str) -> None:
 
 
 def _origin(component: Callable[..., Any]) -> str:
-    return f"{component.__module__}.{component.__qualname__}"
+    module = getattr(component, "__module__", None) or type(component).__module__
+    return f"{module}.{getattr(component, '__qualname__', type(component).__qualname__)}"
 
 
 def _same_origin(a: Callable[..., Any], b: Callable[..., Any]) -> bool:
@@ -87,7 +88,16 @@ def _same_origin(a: Callable[..., Any], b: Callable[..., Any]) -> bool:
 def _load_kind(kind: str) -> None:
     importlib.import_module(KINDS[kind])
     for entry in importlib.metadata.entry_points(group=f"edgekd.{kind}"):
-        register(kind, entry.name)(entry.load())
+        try:
+            component = entry.load()
+        except Exception as error:  # somebody else's package may fail in any way
+            package = entry.dist.name if entry.dist else entry.value
+            raise UsageError(
+                f"the installed plugin {package} failed: {type(error).__name__}: {error}",
+                where=f"edgekd.{kind}",
+                hint="update or uninstall it",
+            ) from error
+        register(kind, entry.name)(component)
 
 
 def names(kind: str) -> list[str]:
@@ -119,7 +129,7 @@ def _import(use: str, where: str) -> Callable[..., Any]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         raise UsageError(
             f"cannot import {module_name!r}: {type(error).__name__}: {error}",
             where=where,
@@ -135,7 +145,7 @@ def _import(use: str, where: str) -> Callable[..., Any]:
 def load_plugin(path: Path) -> None:
     """Import a local Python file that registers components. Raises UsageError."""
     if not path.is_file():
-        raise UsageError(f"no plugin file {path}", where="plugins", hint="paths are relative to the recipe")
+        raise UsageError(f"no plugin file {path}", where="plugins", hint="paths start at the working directory")
     name = f"edgekd_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
@@ -149,9 +159,13 @@ def load_plugin(path: Path) -> None:
     except UsageError:
         del sys.modules[name]
         raise
-    except Exception as error:  # the user's module may fail in any way
+    except (Exception, SystemExit) as error:  # the user's module may fail in any way
         del sys.modules[name]
-        raise UsageError(f"plugin {path} failed: {type(error).__name__}: {error}", where="plugins") from error
+        raise UsageError(
+            f"plugin {path} failed: {type(error).__name__}: {error}",
+            where="plugins",
+            hint="run it by itself to see where: python " + str(path),
+        ) from error
 
 
 def parameters(component: Callable[..., Any], skip: tuple[str, ...] = ()) -> type[BaseModel]:
@@ -162,18 +176,28 @@ def parameters(component: Callable[..., Any], skip: tuple[str, ...] = ()) -> typ
     if inspect.isclass(component) and issubclass(component, BaseModel):
         return component
     target = component.__init__ if inspect.isclass(component) else component  # type: ignore[misc]
+    try:
+        return _derived(getattr(component, "__name__", "component"), target, skip)
+    except Exception as error:  # annotations that name what is not there, names that pydantic does not take, ...
+        raise UsageError(
+            f"the signature of {_origin(component)} cannot be read: {type(error).__name__}: {error}",
+            hint="annotate its parameters with types that its module imports, and begin no name with an underscore",
+        ) from error
+
+
+def _derived(name: str, target: Callable[..., Any], skip: tuple[str, ...]) -> type[BaseModel]:
     hints = get_type_hints(target, include_extras=True)
     fields: dict[str, Any] = {}
     extra: Any = "forbid"
-    for name, p in inspect.signature(target).parameters.items():
-        if name == "self" or name in skip or p.kind is p.VAR_POSITIONAL:
+    for key, p in inspect.signature(target).parameters.items():
+        if key == "self" or key in skip or p.kind is p.VAR_POSITIONAL:
             continue
         if p.kind is p.VAR_KEYWORD:
             extra = "allow"
             continue
-        fields[name] = (hints.get(name, Any), Field(... if p.default is p.empty else p.default))
-    config = ConfigDict(extra=extra, arbitrary_types_allowed=True)
-    return create_model(component.__name__, __config__=config, **fields)  # type: ignore[no-any-return]
+        fields[key] = (hints.get(key, Any), Field(... if p.default is p.empty else p.default))
+    config = ConfigDict(extra=extra, arbitrary_types_allowed=True, protected_namespaces=())
+    return create_model(name, __config__=config, **fields)  # type: ignore[no-any-return]
 
 
 def bind(
@@ -192,35 +216,62 @@ def bind(
 
 def validation_problems(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> list[Problem]:
     """Pydantic's errors as problems with a path such as `stage[1].target.macs` and a hint."""
-    problems = []
+    found: dict[str, list[Problem]] = {}
     for e in error.errors():
+        keys = e["loc"][-1:] if e["type"] == "extra_forbidden" else ()  # the user's own word, whatever it looks like
+        loc = (*(part for part in e["loc"][: len(e["loc"]) - len(keys)] if not _is_branch(part)), *keys)
         place = where
-        for part in e["loc"]:
-            if isinstance(part, int):
-                place += f"[{part}]"
-            elif not part.startswith(("function-", "tagged-union", "union")):
-                place += f".{part}" if place else part
-        if e["type"] == "extra_forbidden":
-            known = _fields_at(model, e["loc"][:-1]) if model else []
-            problems.append(Problem(place, "unknown key", nearest(str(e["loc"][-1]), known)))
-        elif e["type"] == "missing":
-            problems.append(Problem(place, "missing: this key is required"))
-        else:
-            what = e["msg"].removeprefix("Value error, ")
-            problems.append(Problem(place, f"{what[0].lower()}{what[1:]}, got {_short(e['input'])}"))
-    return problems
+        for part in loc:
+            place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+        found.setdefault(place, []).append(_problem(e, place, loc, model))
+    return [_merged(alternatives) for alternatives in found.values()]
 
 
-def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+def _is_branch(part: Any) -> bool:
+    """Whether pydantic put this into a path to tell which member of a union failed."""
+    return isinstance(part, str) and (part in ("bool", "int", "float", "str", "none") or "[" in part)
+
+
+def _merged(alternatives: list[Problem]) -> Problem:
+    """The members of a union fail one by one; together they are one problem."""
+    first = alternatives[0]
+    if len(alternatives) == 1:
+        return first
+    heads = dict.fromkeys(p.what.rpartition(", got ")[0] or p.what for p in alternatives)
+    got = first.what.rpartition(", got ")[2]
+    return Problem(first.where, f"{', or '.join(heads)}, got {got}", first.hint)
+
+
+def _problem(e: Any, place: str, loc: tuple[Any, ...], model: type[BaseModel] | None) -> Problem:
+    if e["type"] == "extra_forbidden":
+        known = _fields_of(model, loc[:-1]) if model else []
+        return Problem(place, "unknown key", nearest(str(loc[-1]), known))
+    field = _field_at(model, loc) if model else None
+    about = field.description if field else None
+    if e["type"] == "missing":
+        return Problem(place, "missing: this key is required", about)
+    what = "must be a table" if e["type"] in ("model_type", "dict_type") else e["msg"].removeprefix("Value error, ")
+    return Problem(place, f"{what[0].lower()}{what[1:]}, got {_short(e['input'])}", about)
+
+
+def _field_at(model: type[BaseModel], loc: tuple[Any, ...]) -> Any:
+    """The field that a path leads to; None where it leads out of the models."""
     current: Any = model
+    field = None
     for part in loc:
-        if isinstance(part, int) or not (inspect.isclass(current) and issubclass(current, BaseModel)):
+        if isinstance(part, int):
             continue
-        field = current.model_fields.get(part) or next(
-            (f for f in current.model_fields.values() if f.alias == part), None
-        )
+        if current is None:
+            return None
+        field = current.model_fields.get(part)
         current = _model_within(field.annotation) if field else None
-    return list(current.model_fields) if inspect.isclass(current) and issubclass(current, BaseModel) else []
+    return field
+
+
+def _fields_of(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    field = _field_at(model, loc)
+    inner = _model_within(field.annotation) if field else model if not loc else None
+    return list(inner.model_fields) if inner is not None else []
 
 
 def _model_within(annotation: Any) -> Any:
@@ -243,9 +294,15 @@ def summary(component: Callable[..., Any]) -> str:
     return (inspect.getdoc(component) or "").partition("\n")[0]
 
 
-def source_digest(component: Callable[..., Any]) -> str | None:
-    """sha256 of the file a component comes from; None for edgekd's own (its version is in every key already)."""
-    if component.__module__.startswith("edgekd."):
+def source_digest(use: str) -> str | None:
+    """sha256 of the file of `package.module` where `use` is `package.module:function`; None for registered names."""
+    module, colon, _ = use.partition(":")
+    if not colon or not module:
         return None
-    file = inspect.getsourcefile(component)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):  # not there: whoever resolves it says so
+        return None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return None
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
