@@ -37,9 +37,9 @@ def attribute(module: GraphModule, node: Any) -> torch.Tensor:
 def functional(module: GraphModule) -> None:
     """Replace in-place operators (`relu_`, `+=`) by those that return a new tensor.
 
-    A quantized copy inserted behind a tensor that is later overwritten would miss the change.
+    A quantized copy inserted behind a tensor that is later overwritten would miss the change. torch.export already
+    lets later readers of the tensor read the operator's result; views made before it are not followed.
     """
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
         name = operation(node)
         target = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") and name[0] != "_" else None
@@ -48,8 +48,6 @@ def functional(module: GraphModule) -> None:
         if overload is None or not isinstance(written, Node) or written.op == "get_attr":
             continue
         node.target = overload
-        for user in [u for u in written.users if order[u] > order[node]]:
-            user.replace_input_with(written, node)
     module.graph.lint()
     module.recompile()
 

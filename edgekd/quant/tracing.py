@@ -59,7 +59,8 @@ def trace(network: nn.Module, example: Tensor) -> tuple[GraphModule, list[str]]:
     try:
         # With gradients and without its fast path, or attention becomes one opaque operator.
         with quiet(), _slow_attention(), torch.enable_grad():
-            names = list(flat.named(image))
+            with torch.no_grad():
+                expected = flat.named(image)
             exported = torch.export.export(flat, (image,), dynamic_shapes=axes)
             traced = exported.module(check_guards=False)
     except StageError:
@@ -81,16 +82,30 @@ def trace(network: nn.Module, example: Tensor) -> tuple[GraphModule, list[str]]:
     # A new GraphModule holds just what the graph reads, without the exported program's input checks.
     module = GraphModule(_without_prefix(traced), graph, class_name="Traced")
     functional(module)
-    return module, names
+    with torch.no_grad():
+        found = dict(zip(expected, module(image), strict=True))
+    for name, value in expected.items():
+        # A network that is not finite is reported where its ranges are set.
+        if value.isfinite().all() and not torch.allclose(found[name], value, rtol=1e-3, atol=1e-4):
+            raise StageError(
+                f"the traced network computes other {name} than the original",
+                where=type(network).__name__,
+                hint="it overwrites a tensor of which it keeps a view, or is random in evaluation mode: replace "
+                "operators such as relu_() by those that return a new tensor",
+            )
+    return module, list(expected)
 
 
 def _without_prefix(traced: nn.Module) -> nn.Module:
     """The holder of the graph's attributes, with the network's own module paths beside the prefixed ones."""
-    for name, child in traced.get_submodule("network").named_children():
+    network = getattr(traced, "network", None)
+    if network is None:  # it has neither parameters nor buffers
+        return traced
+    for name, child in network.named_children():
         traced.add_module(name, child)
-    for name, parameter in traced.get_submodule("network").named_parameters(recurse=False):
+    for name, parameter in network.named_parameters(recurse=False):
         traced.register_parameter(name, parameter)
-    for name, buffer in traced.get_submodule("network").named_buffers(recurse=False):
+    for name, buffer in network.named_buffers(recurse=False):
         traced.register_buffer(name, buffer)
     return traced
 

@@ -274,6 +274,19 @@ def test_values_overwritten_in_place_are_read_as_overwritten(digits: tuple[Tenso
     assert not any(operation(n).endswith("_") for n in prepared.network.graph.nodes)
 
 
+class OverwrittenView(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        x = image * 2.0
+        flat = x.flatten(1)
+        x.relu_()
+        return flat[:, :10]
+
+
+def test_an_overwritten_view_is_refused_not_miscalculated(digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(StageError, match="computes other logits than the original"):
+        prepare(OverwrittenView(), digits[0][:2], X86, qat=False)
+
+
 class Branching(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if image.sum() > 0:
