@@ -17,10 +17,14 @@ import torch
 
 import edgekd
 from edgekd.artifact import Artifact
+from edgekd.errors import UsageError
+from edgekd.inspect import describe
+from edgekd.registry import bind, load_plugin, unregister
 from edgekd.runs import RunResult
 from edgekd.single import run_single
 
-OWN = Path(__file__).parent.parent / "examples" / "bring_your_own"
+ROOT = Path(__file__).parent.parent
+OWN = ROOT / "examples" / "bring_your_own"
 QUICK = "[protocol]\nrounds = 3\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
 
 
@@ -122,3 +126,36 @@ def test_bytes_in_give_the_logits_of_normalised_floats(done: RunResult) -> None:
 
 def logits(file: Path, images: np.ndarray) -> np.ndarray:
     return onnxruntime.InferenceSession(str(file)).run(["logits"], {"image": images})[0]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path):
+    """The objective that CONTRIBUTING.md shows, as a file."""
+    [source] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+    file = tmp_path / "my_losses.py"
+    file.write_text(source)
+    yield file
+    unregister("objectives", "mse-probs")
+
+
+def test_the_objective_in_contributing_works(plugin: Path) -> None:
+    assert len(plugin.read_text().split("from edgekd")[1].strip().splitlines()) <= 20
+    load_plugin(plugin)
+    torch.manual_seed(0)
+    student, teacher, images = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4), torch.randn(5, 3)
+    objectives = ["ce", {"use": "mse-probs", "tau": 2.0, "weight": 3.0}]
+    learner = edgekd.Learner.of(student, objectives=objectives, teacher=teacher, example=images)
+    found = learner({"image": images, "label": torch.zeros(5, dtype=torch.int64)})
+    rows = [(np.exp(net(images).detach().numpy() / 2)) for net in (student, teacher)]
+    p, q = (row / row.sum(1, keepdims=True) for row in rows)
+    assert found["mse-probs"].item() == pytest.approx(float(((p - q) ** 2).sum(1).mean()), rel=1e-5)
+    assert found["loss"].item() == pytest.approx(found["ce"].item() + 3 * found["mse-probs"].item(), rel=1e-6)
+
+
+def test_the_objective_in_contributing_is_checked_and_described(plugin: Path) -> None:
+    load_plugin(plugin)
+    _, _, [problem] = bind("objectives", "mse-probs", {"tau": -1}, "stage[0].objectives[1]")
+    assert str(problem) == "stage[0].objectives[1].tau: input should be greater than 0, got -1"
+    with pytest.raises(UsageError, match="did you mean 'mse-probs'"):
+        bind("objectives", "mse-prob", {}, "objectives[0]")
+    assert "Mean squared distance of tempered" in describe("mse-probs")["text"]

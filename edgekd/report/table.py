@@ -152,6 +152,7 @@ def _cell(value: float | None, text: Callable[[float], str]) -> Cell:
 
 
 def interval_cell(interval: Interval | None, text: Callable[[float], str]) -> Cell:
+    """A figure with its interval in brackets; a dash where it is not known."""
     if interval is None:
         return Cell(f.NONE)
     low, high = text(interval.low).rstrip("×"), text(interval.high).rstrip("×")
