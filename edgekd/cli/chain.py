@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -70,7 +71,7 @@ def run_recipe(
     from ..screen import note, watching
 
     with watching(as_json) as emit:
-        command = " ".join(["edgekd", *sys.argv[1:]])
+        command = shlex.join(["edgekd", *sys.argv[1:]])
         done = runs.run(
             recipe,
             overrides=overrides,
