@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -12,15 +10,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256, locked, write_atomically
 from .data import Dataset, augmentations, load
 from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
-from .gate import parse_rules
+from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
+from .quant import scheme_named
 from .recipe import Component, Recipe, to_toml
-from .registry import load_plugin, resolve, validation_problems
+from .registry import load_plugin, resolve, source_digest, validation_problems
 from .stages import Context, Stage, Workspace
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.workspace import Teaching
@@ -93,10 +93,13 @@ def plan(
     task = _collect(problems, "task", lambda: make_task(recipe.task))
     _collect(problems, "data", lambda: augmentations(recipe.data))
     data = _collect(problems, "data", lambda: load(recipe.data, recipe.seed))
-    problems += parse_rules(recipe.gate, [p.name for p in profiles])[1]
     drafts = list(_drafts(recipe, source, problems))
+    if len(profiles) == len(recipe.profiles):
+        problems += [*_profile_problems(profiles), *_rule_problems(recipe, profiles, data, task)]
     if data is None or task is None or len(profiles) < len(recipe.profiles):
         raise RecipeError(problems)
+    for artifact in (source, teacher):
+        problems += _misfits(artifact, data) if artifact is not None else []
     directory = directory or Path("runs") / recipe.name
     steps = _steps(drafts, recipe, data, profiles, directory, source, teacher, problems)
     if problems:
@@ -111,6 +114,46 @@ def _collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> An
     except EdgekdError as error:
         problems += [p if p.where else Problem(where, p.what, p.hint) for p in error.problems]
         return None
+
+
+def _profile_problems(profiles: Sequence[Profile]) -> Iterator[Problem]:
+    """What a profile names must exist before hours go into what is to run there."""
+    names = [p.name for p in profiles]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield Problem("profiles", f"two profiles are called {name!r}", 'give one another name: name = "..."')
+    for p in profiles:
+        found: list[Problem] = []
+        _collect(found, "", partial(resolve, "runtimes", p.runtime, f"profile {p.name}: runtime"))
+        _collect(found, "", partial(scheme_named, p.scheme, f"profile {p.name}: scheme"))
+        yield from found
+        yield from parse_rules(p.budgets, [p.name], f"profile {p.name}: budgets")[1]
+
+
+def _rule_problems(
+    recipe: Recipe, profiles: Sequence[Profile], data: Dataset | None, task: Task | None
+) -> Iterator[Problem]:
+    """What is wrong with the gate, rules on metrics that this task does not have included."""
+    rules, problems = parse_rules(recipe.gate, [p.name for p in profiles])
+    yield from problems
+    if data is None or task is None:
+        return
+    known = task.metrics(np.eye(2, len(data.classes), dtype=np.float32), np.zeros(2, np.int64))
+    for metric in dict.fromkeys(r.metric for r in rules):
+        if not metric.startswith("latency.") and metric not in {*OWN_METRICS, *known, "accuracy"}:
+            hint = nearest(metric, [*known, *OWN_METRICS, "latency"])
+            yield Problem(f"gate.{metric}", f"no metric of the task {recipe.task.use!r}", hint)
+
+
+def _misfits(artifact: Artifact, data: Dataset) -> Iterator[Problem]:
+    """An artifact from elsewhere must have seen data of this kind."""
+    where, manifest = str(artifact.path), artifact.manifest
+    if manifest.preprocessing.size != data.size:
+        sizes = ("x".join(map(str, s)) for s in (manifest.preprocessing.size, data.size))
+        yield Problem(where, "made for images of {}, the data have {}".format(*sizes), "give the data it was made with")
+    if manifest.classes != data.classes:
+        what = f"made for {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), the data have "
+        what += f"{len(data.classes)} ({', '.join(data.classes[:3])}, ...)"
+        yield Problem(where, what, "the same classes in the same order are needed")
 
 
 def _drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
@@ -161,6 +204,9 @@ def _steps(
         stage = draft.resolved(profiles, distilled)
         context = Context(recipe, data, profiles, None if draft.kind == "teacher" else teacher_spec, spec, where)
         spec, found = stage.check(context)
+        if draft.kind != "teacher" and source is None and teacher_spec is None:
+            # That the teacher is missing follows from what was said about it.
+            found = [p for p in found if "need a teacher" not in p.what]
         problems += found
         if draft.kind == "teacher":
             teacher_spec = spec
@@ -213,7 +259,7 @@ def _key(config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: 
             "task": recipe.task.model_dump(mode="json"),
             "seed": recipe.seed,
             "inputs": inputs,
-            "plugins": [file_sha256(Path(plugin)) for plugin in recipe.plugins],
+            "plugins": [file_sha256(Path(plugin)) for plugin in recipe.plugins if Path(plugin).is_file()],
             "sources": sorted(_sources([config, recipe.task.model_dump(), recipe.data.model_dump()])),
         }
     )
@@ -223,10 +269,9 @@ def _sources(value: Any) -> Iterator[str]:
     """sha256 of the module behind every `use = "package.module:function"`."""
     if isinstance(value, dict):
         use = value.get("use")
-        module = use.partition(":")[0] if isinstance(use, str) and ":" in use else ""
-        found = importlib.util.find_spec(module) if (module and module.isidentifier()) or "." in module else None
-        if found is not None and found.origin and Path(found.origin).is_file():
-            yield hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+        found = source_digest(use) if isinstance(use, str) else None
+        if found is not None:
+            yield found
         for inner in value.values():
             yield from _sources(inner)
     elif isinstance(value, list):
@@ -244,6 +289,8 @@ def run_steps(
     names = [step.name for step in plan.steps]
     again = set(names[names.index(plan.step(start).name) :]) if start else set(names) if force else set()
     last = names.index(plan.step(until).name) if until else len(names) - 1
+    if start and names.index(start) > last:
+        raise UsageError(f"--from {start} comes after --until {until}", hint=f"the order is: {', '.join(names)}")
     made: dict[str, Artifact] = {}
     with locked(plan.directory):
         if not (plan.alone and (plan.directory / "recipe.toml").exists()):

@@ -12,7 +12,7 @@ shown beside it.
 from __future__ import annotations
 
 from .judging import judge
-from .rules import RuleFor, parse_rules
+from .rules import OWN_METRICS, RuleFor, parse_rules
 from .verdict import Verdict, exit_code, lines, read, write_gate
 
-__all__ = ["RuleFor", "Verdict", "exit_code", "judge", "lines", "parse_rules", "read", "write_gate"]
+__all__ = ["OWN_METRICS", "RuleFor", "Verdict", "exit_code", "judge", "lines", "parse_rules", "read", "write_gate"]
