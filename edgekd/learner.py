@@ -54,12 +54,17 @@ class Learner(nn.Module):
         taps. Raises UsageError where an objective lacks its teacher, a tap does not exist, or outputs do not fit.
         """
         specs = parse_objectives(objectives)
+        if not specs:
+            raise UsageError("no objectives: nothing to learn", where="objectives", hint="at least 'ce'")
         weighted = Objectives(specs)
         if weighted.needs_teacher and teacher is None:
             raise UsageError("these objectives need a teacher", where="objectives", hint="give one, or use only 'ce'")
-        tapped = tap(student, weighted.taps("student"))
-        teaching = source(Tapped(teacher, weighted.taps("teacher"))) if teacher and weighted.needs_teacher else None
-        learner = cls(tapped, weighted, teaching)
+        teaching = None
+        _check_taps(weighted, "student", student)
+        if teacher is not None and weighted.needs_teacher:
+            _check_taps(weighted, "teacher", teacher)
+            teaching = source(Tapped(teacher, weighted.taps("teacher")))
+        learner = cls(tap(student, weighted.taps("student")), weighted, teaching)
         learner._fit(example)
         return learner
 
@@ -96,6 +101,14 @@ class Learner(nn.Module):
         if self.source is not None:
             self.source._apply(fn)
         return super()._apply(fn, recurse)
+
+
+def _check_taps(objectives: Objectives, of: str, network: nn.Module) -> None:
+    for place, module in zip(objectives.places, objectives.modules_list, strict=True):
+        try:
+            Tapped(network, getattr(module, f"{of}_taps", ()))
+        except UsageError as error:
+            raise UsageError(f"{of}: {error.problem.what}", where=f"{place}.{of}", hint=error.problem.hint) from error
 
 
 def _float(outputs: Outputs) -> Outputs:

@@ -24,6 +24,7 @@ from .registry import register
 __all__ = ["Cached", "Frozen"]
 
 Outputs = dict[str, Tensor]
+AGAIN = "delete it: it is computed again"
 
 
 @register("teachers", "frozen")
@@ -58,6 +59,7 @@ class Cached(nn.Module):
         self.network = network.eval().requires_grad_(False)
         self.views = views
         self.files: list[Path] = []
+        self.images = 0
         self._replayed: tuple[int, Tensor] | None = None
 
     def train(self, mode: bool = True) -> Cached:
@@ -84,8 +86,8 @@ class Cached(nn.Module):
                     file, stream(view), images, partial(_offset, progress, view * images, self.views * images)
                 )
             progress((view + 1) * images, self.views * images)
-        self.files = files
-        self._replay(0, images)
+        self.files, self.images = files, images
+        self._replay(0)
 
     def _compute(
         self, file: Path, batches: Iterable[dict[str, Any]], images: int, progress: Callable[[int], None]
@@ -110,15 +112,15 @@ class Cached(nn.Module):
         except OSError as error:
             raise StageError(f"cannot write the teacher cache: {error.strerror}", where=str(file)) from error
 
-    def _replay(self, view: int, images: int | None = None) -> Tensor:
+    def _replay(self, view: int) -> Tensor:
         if self._replayed is None or self._replayed[0] != view:
             try:
                 rows = np.load(self.files[view], allow_pickle=False)
-            except (OSError, ValueError) as error:
-                hint = "delete it: it is computed again"
-                raise StageError("the teacher cache is damaged", where=str(self.files[view]), hint=hint) from error
-            if images is not None and len(rows) != images:
-                raise StageError(f"holds {len(rows)} images, expected {images}", where=str(self.files[view]))
+            except (OSError, ValueError, EOFError) as error:
+                raise StageError("the teacher cache is damaged", where=str(self.files[view]), hint=AGAIN) from error
+            if rows.ndim != 2 or len(rows) != self.images:
+                what = f"the teacher cache holds {list(rows.shape)}, expected [{self.images}, classes]"
+                raise StageError(what, where=str(self.files[view]), hint=AGAIN)
             self._replayed = (view, torch.from_numpy(rows))
         return self._replayed[1]
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from .artifact import write_atomically
 from .data import Dataset, Split, batches
-from .errors import StageError
+from .errors import StageError, UsageError
 from .learner import Learner
+from .models import outputs
 from .optim import Averaged, learning_rate, make_optimizer
 from .recipe import Training
 from .tasks import Task
@@ -76,7 +77,12 @@ class _State:
 
 
 def precision_of(settings: Training) -> str:
-    """`bf16` where the GPU or this CPU's instruction set has it, else `fp32`; or what the settings ask for."""
+    """`bf16` where the GPU or this CPU's instruction set has it, else `fp32`; or what the settings ask for.
+
+    Raises UsageError for fp16 without a GPU.
+    """
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("fp16 trains on GPUs only", where="precision", hint="use 'auto', 'bf16' or 'fp32'")
     if settings.precision != "auto":
         return settings.precision
     if torch.cuda.is_available():
@@ -119,8 +125,7 @@ def predict(
         for b in batches(
             split, batch=batch, mean=data.mean, std=data.std, seed=0, epoch=0, shuffle=False, channels_last=True
         ):
-            result = network(b["image"].to(device))
-            parts.append((result["logits"] if isinstance(result, dict) else result).float().cpu())
+            parts.append(outputs(network(b["image"].to(device)))["logits"].float().cpu())
     network.train(training)
     return torch.cat(parts).numpy()
 
@@ -129,7 +134,7 @@ def fit(learner: Learner, job: Job) -> Fit:
     """Train `learner` and leave the kept weights in `learner.student`.
 
     Resumes from a checkpoint in `job.directory`; the caller removes that directory when it has stored the result.
-    Raises StageError when the loss is no longer finite: the last good checkpoint stays.
+    Raises StageError when the loss or a weight is no longer finite: the last good checkpoint stays.
     """
     keep_freed_memory()
     run = _Run(learner, job)
@@ -148,7 +153,8 @@ class _Run:
         self.optimizer = make_optimizer(self.learner, self.settings)
         self.average = Averaged(self.learner.student, self.settings.ema) if self.settings.ema else None
         self.kept: dict[str, Tensor] | None = None
-        self.steps = max(1, len(job.data.train) // job.batch)  # a smaller last batch is dropped, a first one is not
+        self.batch = min(job.batch, len(job.data.train))
+        self.steps = len(job.data.train) // self.batch  # a smaller last batch is dropped
         self.forward, self.stepper = self.accelerator.prepare(self.learner, self.optimizer)
         self.saved_at = self.told_at = time.monotonic()
         job.directory.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,7 @@ class _Run:
         stream = iter(
             batches(
                 job.data.train,
-                batch=job.batch,
+                batch=self.batch,
                 mean=job.data.mean,
                 std=job.data.std,
                 seed=job.seed,
@@ -177,7 +183,7 @@ class _Run:
                 classes=len(job.data.classes),
                 view=self._view(s.epoch),
                 start=s.step,
-                drop_last=len(job.data.train) >= job.batch,
+                drop_last=True,
                 channels_last=True,
             )
         )
@@ -189,8 +195,10 @@ class _Run:
             s.step += 1
             self._tell(began, first, loading)
             if time.monotonic() - self.saved_at > self.settings.checkpoint_s and s.step < self.steps:
+                self._check_weights()
                 self.save()
-        self._close_epoch(time.monotonic() - began, loading, (self.steps - first) * job.batch)
+        self._check_weights()
+        self._close_epoch(time.monotonic() - began, loading, (self.steps - first) * self.batch)
 
     def _view(self, epoch: int) -> int:
         views = getattr(self.learner.source, "views", None)
@@ -199,8 +207,9 @@ class _Run:
     def _step(self, batch: dict[str, Any]) -> None:
         s = self.state
         index = s.epoch * self.steps + s.step
-        torch.manual_seed(self.job.seed * 1_000_003 + index)  # dropout and the like
-        rate = learning_rate(self.settings, (index + 1) / (self.settings.epochs * self.steps))
+        torch.manual_seed((self.job.seed * 1_000_003 + index) % 2**63)  # dropout and the like
+        # The middle of the step: a schedule that ends at 0 wastes no step, not even the only one.
+        rate = learning_rate(self.settings, (index + 0.5) / (self.settings.epochs * self.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.device.type != "cpu":
@@ -208,12 +217,7 @@ class _Run:
         losses = self.forward(batch)
         value = float(losses["loss"].detach())
         if not math.isfinite(value):
-            raise StageError(
-                f"the loss became {value} in epoch {s.epoch + 1}, step {s.step + 1}",
-                where=self.job.name,
-                hint=f"try a lower lr (now {self.settings.lr:g}), clip_norm = 1.0, or precision = 'fp32'; "
-                f"the last good checkpoint is in {self.job.directory}",
-            )
+            self._diverged(f"the loss became {value} in epoch {s.epoch + 1}, step {s.step + 1}")
         self.stepper.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
         if self.settings.clip_norm is not None:
@@ -224,12 +228,26 @@ class _Run:
         for name, part in losses.items():
             s.sums[name] = s.sums.get(name, 0.0) + (value if name == "loss" else float(part))
 
+    def _check_weights(self) -> None:
+        # A finite loss can have an infinite gradient: without this, the checkpoint would keep what it did.
+        if not all(bool(p.isfinite().all()) for p in self.learner.parameters()):
+            self._diverged(f"weights became NaN or infinite in epoch {self.state.epoch + 1}, step {self.state.step}")
+
+    def _diverged(self, what: str) -> NoReturn:
+        saved = (self.job.directory / CHECKPOINT).exists()
+        raise StageError(
+            what,
+            where=self.job.name,
+            hint=f"try a lower lr (now {self.settings.lr:g}), clip_norm = 1.0, or precision = 'fp32'"
+            + (f"; the last good checkpoint is in {self.job.directory}" if saved else ""),
+        )
+
     def _tell(self, began: float, first: int, loading: float) -> None:
         now, s = time.monotonic(), self.state
         if now - self.told_at < 0.2 and s.step < self.steps:
             return
         self.told_at = now
-        images = (s.step - first) * self.job.batch
+        images = (s.step - first) * self.batch
         self.job.emit(
             {
                 "event": "step",
@@ -315,18 +333,18 @@ class _Run:
             return
         try:
             content = torch.load(file, map_location=self.device, weights_only=True)
-        except Exception as error:  # a damaged zip raises many kinds
+            self.state = _State(**content["state"])
+            self.learner.load_state_dict(content["learner"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            if self.average is not None:
+                self.average.load(content["average"])
+            self.kept = content["kept"]
+        except Exception as error:  # a damaged zip raises many kinds, one of another version of edgekd others
             raise StageError(
-                f"the checkpoint is damaged: {type(error).__name__}",
+                f"the checkpoint is damaged, or of another version: {type(error).__name__}",
                 where=str(file),
                 hint="delete it and run the same command again: this stage starts from its beginning",
             ) from error
-        self.state = _State(**content["state"])
-        self.learner.load_state_dict(content["learner"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.average is not None:
-            self.average.load(content["average"])
-        self.kept = content["kept"]
         self.job.emit({"event": "resume", "stage": self.job.name, "epoch": self.state.epoch, "step": self.state.step})
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ..errors import RecipeError
+from ..errors import RecipeError, UsageError, nearest
 from ..recipe import Component
 from ..registry import bind
 
@@ -50,7 +50,9 @@ class Objectives(nn.Module):
         super().__init__()
         self.weights = [spec.weight for spec in specs]
         self.heads = [spec.on for spec in specs]
-        self.modules_list = nn.ModuleList([bind_objective(spec, f"{where}[{i}]") for i, spec in enumerate(specs)])
+        self.places = [f"{where}[{i}]" for i in range(len(specs))]
+        made = [bind_objective(spec, place) for spec, place in zip(specs, self.places, strict=True)]
+        self.modules_list = nn.ModuleList(made)
         uses = [spec.use for spec in specs]
         self.labels = [u if uses.count(u) == 1 else f"{u}-{i}" for i, u in enumerate(uses)]
 
@@ -64,11 +66,17 @@ class Objectives(nn.Module):
         return list(dict.fromkeys(paths))
 
     def fit(self, student: Outputs, teacher: Outputs) -> None:
-        """Let objectives size their adapters from the outputs of one dry forward."""
-        for module in self.modules_list:
+        """Let objectives size their adapters from the outputs of one dry forward. Raises UsageError, placed."""
+        for place, head, module in zip(self.places, self.heads, self.modules_list, strict=True):
+            if head not in student:
+                heads = student.keys() - {*self.taps("student")}
+                raise UsageError(f"the student has no head {head!r}", where=f"{place}.on", hint=nearest(head, heads))
             fit = getattr(module, "fit", None)
             if callable(fit):
-                fit(student, teacher)
+                try:
+                    fit(student, teacher)
+                except UsageError as error:
+                    raise UsageError(error.problem.what, where=place, hint=error.problem.hint) from error
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Outputs:
         """Outputs of both and the batch -> {"loss": scalar, part name: scalar (unweighted)}."""
@@ -83,4 +91,5 @@ class Objectives(nn.Module):
 
 
 def _with_head(outputs: Outputs, head: str) -> Outputs:
+    # A teacher without this head teaches it by its logits; that the student has it was checked by fit().
     return outputs if head == "logits" or head not in outputs else {**outputs, "logits": outputs[head]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -110,14 +111,14 @@ def write_onnx(
         input=input,
         dynamic_batch=dynamic_batch,
     )
-    session = open_session(path)
     pool = data.validation if len(data.validation) else data.train
-    found = compare(path, network, normalised(pool.images[:images], data), session.run)
-    session.close()
+    with contextlib.closing(open_session(path)) as session:
+        found = compare(path, network, normalised(pool.images[:images], data), session.run)
     quantized = artifact.manifest.quantization is not None
     limit = FLOAT_TOLERANCE * max(1.0, found["max_abs_logit"])
-    wrong = found["argmax_agreement"] < AGREEMENT if quantized else found["max_abs_difference"] > limit
-    if wrong:
+    # Written so that NaN is wrong.
+    right = found["argmax_agreement"] >= AGREEMENT if quantized else found["max_abs_difference"] <= limit
+    if not right:
         raise StageError(
             f"the exported file does not compute what the network computes: {found['argmax_agreement']:.1%} equal "
             f"answers, largest difference {found['max_abs_difference']:.3g} on {found['images']} images",

@@ -32,7 +32,7 @@ class Teacher(Training):
     weights: Path | None = Field(None, description="a .safetensors file or a .pt/.pth/.th state dict")
     prefix: str | dict[str, str] = Field("", description="prefix of the file's keys to drop, or a map of prefixes")
     epochs: int = Field(0, ge=0)
-    objectives: list[Any] = Field(default=["ce"], description="as in distill; no teacher at hand here")
+    objectives: list[Any] = Field(default=["ce"], min_length=1, description="as in distill; no teacher at hand here")
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """The weights must fit, or epochs must be given."""

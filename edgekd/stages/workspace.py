@@ -18,9 +18,10 @@ from .. import quant
 from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, digest, finish, writing
 from ..bench import environment
 from ..data import Dataset, augmentations, batches
-from ..errors import ArtifactError, EdgekdError, Problem, RecipeError
+from ..data.augment import Mixture
+from ..errors import ArtifactError, EdgekdError, Problem, RecipeError, UsageError
 from ..learner import Learner, parse_objectives
-from ..models import Tapped, build, count, load_state, save_state
+from ..models import Tapped, build, count, load_state, outputs, save_state
 from ..profile import Profile
 from ..quant import scheme_named
 from ..recipe import Component, ComponentField, Recipe, Training
@@ -315,14 +316,37 @@ def learner_problems(
         specs = parse_objectives(objectives, f"{context.where}.objectives")
         made = source_of(source, f"{context.where}.source")
         example = torch.zeros(2, *context.data.size)
-        learner = Learner.of(build(spec), objectives=specs, teacher=teacher, example=example, source=made)
-        mixtures = [a.use for a in context.recipe.data.augment if a.use in ("mixup", "cutmix")]
+        student = build(spec)
+        _check_answers(student, spec, example, len(context.data.classes))
+        learner = Learner.of(student, objectives=specs, teacher=teacher, example=example, source=made)
+        mixtures = [type(a).__name__ for a in augmentations(context.recipe.data) if isinstance(a, Mixture)]
         if isinstance(learner.source, Cached) and mixtures:
             what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
             return [Problem(f"{context.where}.source", what, "use source = 'frozen', or leave out the mixture")]
     except EdgekdError as error:
         return [_placed(problem, context.where) for problem in error.problems]
     return []
+
+
+def _check_answers(network: nn.Module, spec: ModelSpec, example: Tensor, classes: int) -> None:
+    try:
+        with torch.no_grad():
+            logits = outputs(network.eval()(example))["logits"]
+    except EdgekdError:
+        raise
+    except Exception as error:  # the user's network, or one whose arguments do not suit these images
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"{spec.use} fails on images {list(example.shape)}: {type(error).__name__}: {first}",
+            where="model",
+            hint="does it take images of this size and number of channels?",
+        ) from error
+    if logits.shape != (len(example), classes):
+        raise UsageError(
+            f"{spec.use} gives {list(logits.shape)} for {len(example)} images, expected {[len(example), classes]}",
+            where="model",
+            hint=f"the data has {classes} classes; edgekd passes num_classes to a function that takes it",
+        )
 
 
 def _placed(problem: Problem, where: str) -> Problem:
