@@ -296,7 +296,8 @@ def run_steps(
         if not (plan.alone and (plan.directory / "recipe.toml").exists()):
             write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
         for index, step in enumerate(plan.steps[: last + 1]):
-            emit({"event": "stage", "stage": step.name, "index": index, "stages": last + 1, "done": step.done})
+            place = {"index": index, "stages": last + 1, "path": str(step.directory)}
+            emit({"event": "stage", "stage": step.name, **place, "done": step.done})
             if step.done and step.name not in again:
                 made[step.name] = Artifact.open(step.directory)
                 continue

@@ -15,7 +15,7 @@ from .bench import Results, environment
 from .errors import EdgekdError, UsageError, nearest
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
-from .profile import load_profile
+from .profile import Profile, load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
 from .scorecard import Candidate, candidate_of, lineage_of, measure
@@ -84,7 +84,8 @@ def run(
 
 
 def _conclude(planned: Plan, results: Results) -> RunResult:
-    verdicts = judge_results(results, planned.recipe.gate, planned.profiles)
+    others = {load_profile(name).name for name in planned.recipe.profiles} - {p.name for p in planned.profiles}
+    verdicts = judge_results(results, planned.recipe.gate, planned.profiles, sorted(others))
     write_gate(planned.directory / "gate.json", verdicts)
     write_atomically(planned.directory / "report.html", render(results, verdicts, "html"))
     return RunResult(planned.directory, results, verdicts)
@@ -171,7 +172,7 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
         recipe = load_recipe(recipe_file) if recipe_file.is_file() else None
         artifact = Artifact.open(path)
         return Source(artifact, _teacher_of(artifact), recipe, artifact.manifest.kind)
-    run_text, colon, stage = text.rpartition(":")
+    run_text, colon, stage = ("", "", "") if path.is_dir() else text.rpartition(":")
     directory = Path(run_text) if colon else path
     if not (directory / "recipe.toml").is_file():
         raise UsageError(f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory))
@@ -240,9 +241,7 @@ def gate_files(
 ) -> list[Verdict]:
     """Verdicts on artifacts and ONNX files, measured first. Raises UsageError or StageError."""
     results = bench_paths(paths, profiles, emit)
-    return judge_results(
-        results, rules, [load_profile(name) for name in profiles or [p.profile for p in results.profiles]]
-    )
+    return judge_results(results, rules, [Profile.model_validate(p.settings) for p in results.profiles])
 
 
 def bench_paths(
@@ -258,7 +257,11 @@ def bench_paths(
     for text in paths:
         path = Path(text)
         if path.suffix == ".onnx" or path.is_file():
-            found.append(Candidate(_unique(path.stem, found), path, _owner(path)))
+            owner = _owner(path)
+            beside = path.parent.parent / "recipe.toml"
+            if recipe is None and owner is not None and beside.is_file():
+                recipe = load_recipe(beside)
+            found.append(Candidate(_unique(path.stem, found), path, owner))
             continue
         source = find_source(text)
         recipe = recipe or source.recipe

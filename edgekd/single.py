@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,28 +39,30 @@ def run_single(
 
     The recipe's code does the work: a network with weights becomes a run of two stages in `out` (default:
     `runs/NAME-STAGE`); an artifact gets its new sibling in its own run, or in `out` with a copy of the teacher, so
-    that the next step can go on from there. Overrides are the stage's own keys, or `data.*`.
+    that the next step can go on from there. Overrides are the stage's own keys, or `data.*`, `profiles` and `seed` of
+    the recipe; `teacher.*` with `model`.
     Raises UsageError, RecipeError or StageError.
     """
     if (source is None) == (model is None):
         raise UsageError("give a SOURCE, or --model with --weights", hint=f"edgekd {stage} --help shows an example")
     args: dict[str, Any] = {}
-    about_data = [o for o in overrides if o.startswith("data.")]
+    general = [o for o in overrides if o.startswith(("data.", "teacher.", "profiles=", "seed="))]
     for override in overrides:
-        if override not in about_data:
+        if override not in general:
             apply_override(args, override)
     if model is not None:
-        recipe = _recipe_for(model, weights, data, stage, args, about_data)
+        recipe = _recipe_for(model, weights, data, stage, args, general)
         planned = plan(recipe, out or Path("runs") / recipe.name)
         return run_steps(planned, emit)[-1]
     assert source is not None
     found = find_source(source, KINDS[stage])
-    recipe = _recipe_beside(found, source, data, about_data)
+    recipe = _recipe_beside(found, source, data, general)
     directory = out or found.artifact.path.parent
-    if found.teacher is not None and found.teacher.path.parent != directory:
-        _bring(found.teacher, directory)
+    teacher = found.artifact if stage == "distill" else found.teacher
     single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
-    planned = plan(single, directory, source=found.artifact, teacher=found.teacher)
+    planned = plan(single, directory, source=found.artifact, teacher=teacher)
+    if teacher is not None and teacher.path.parent != directory:
+        _bring(teacher, directory)
     return run_steps(planned, emit)[-1]
 
 
@@ -72,24 +75,24 @@ def _bring(teacher: Artifact, directory: Path) -> None:
 
 
 def _recipe_for(
-    model: str, weights: Path | None, data: str | None, stage: str, args: dict[str, Any], about_data: Sequence[str]
+    model: str, weights: Path | None, data: str | None, stage: str, args: dict[str, Any], general: Sequence[str]
 ) -> Recipe:
     if weights is None:
         raise UsageError("--model needs --weights", hint="an untrained network is not worth compressing")
     if data is None:
         raise UsageError("--model needs --data", hint="for example --data digits, or --data package.module:function")
-    name = model.replace(":", "-").replace("/", "-")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{stage}").lstrip(".-")
     table = {
         "version": 1,
-        "name": f"{name}-{stage}",
+        "name": name,
         "data": {"use": data},
         "teacher": {"model": {"use": model}, "weights": str(weights)},
         "stage": [{"use": stage, **args}],
     }
-    return parse_recipe(table, about_data)
+    return parse_recipe(table, general)
 
 
-def _recipe_beside(found: Source, text: str, data: str | None, about_data: Sequence[str]) -> Recipe:
+def _recipe_beside(found: Source, text: str, data: str | None, general: Sequence[str]) -> Recipe:
     if found.recipe is None and data is None:
         raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --data NAME")
     if found.recipe is not None:
@@ -98,5 +101,7 @@ def _recipe_beside(found: Source, text: str, data: str | None, about_data: Seque
         model = found.artifact.manifest.model
         table = {"version": 1, "name": found.name, "teacher": {"model": {"use": model.use, **model.args}}}
     if data is not None:
-        table["data"] = {"use": data}
-    return parse_recipe(table, about_data)
+        # The network was trained on inputs that were normalised so, whatever the other data's own figures are.
+        used = found.artifact.manifest.preprocessing
+        table["data"] = {"use": data, "normalize": {"mean": used.mean, "std": used.std}}
+    return parse_recipe(table, general)

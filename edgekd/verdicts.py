@@ -17,24 +17,30 @@ from .report import FORMATS, render
 __all__ = ["gate_run", "judge_results", "read_rules", "report_of"]
 
 
-def judge_results(results: Results, rules: dict[str, Any], profiles: Sequence[Profile]) -> list[Verdict]:
-    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
+def judge_results(
+    results: Results, rules: dict[str, Any], profiles: Sequence[Profile], others: Sequence[str] = ()
+) -> list[Verdict]:
+    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong.
+
+    `others` are names of profiles that the rules may name too, and that are not judged here.
+    """
     names = [p.name for p in profiles]
     budgets = {p.name: p.budgets for p in profiles if p.budgets}
     merged = {**rules, **{n: {**b, **rules.get(n, {})} for n, b in budgets.items()}}
-    parsed, problems = parse_rules(merged, names)
+    parsed, problems = parse_rules(merged, [*names, *others])
     if problems:
         raise RecipeError(problems)
-    return judge(results, parsed)
+    return judge(results, [rule for rule in parsed if rule.profile in names])
 
 
 def gate_run(directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]) -> list[Verdict]:
     """Verdicts on a run's results.json by `rules`, or by its recipe's. Raises UsageError or RecipeError."""
-    if rules is None:
-        rules = load_recipe(directory / "recipe.toml").gate
+    recipe = load_recipe(directory / "recipe.toml")
     results = Results.read(directory / "results.json")
-    loaded = [load_profile(name) for name in profiles or load_recipe(directory / "recipe.toml").profiles]
-    verdicts = judge_results(results, rules, loaded)
+    known = [load_profile(name) for name in recipe.profiles]
+    loaded = [load_profile(name, "--profile") for name in profiles] or known
+    others = {p.name for p in known} - {p.name for p in loaded}
+    verdicts = judge_results(results, recipe.gate if rules is None else rules, loaded, sorted(others))
     write_gate(directory / "gate.json", verdicts)
     return verdicts
 
@@ -44,9 +50,10 @@ def read_rules(file: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"no rules at {file}", where="--rules") from error
+        raise UsageError(f"no rules at {file}", where="--rules", hint="expected a TOML file with [gate]") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"not valid TOML: {error}", where=str(file)) from error
+        hint = "texts need quotes, tables need { } and lists need [ ]"
+        raise UsageError(f"not valid TOML: {error}", where=str(file), hint=hint) from error
     rules = table.get("gate", table)
     if not isinstance(rules, dict) or not rules:
         raise UsageError(

@@ -17,6 +17,7 @@ from .app import app
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141
 COMMANDS = (chain, compress, measure, show)  # importing them adds their commands to the app, in this order
 
 
@@ -27,6 +28,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         result = app(standalone_mode=False)
+        sys.stdout.flush()
         code = result if isinstance(result, int) else 0
     except EdgekdError as error:
         from ..screen import show_error
@@ -38,8 +40,9 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
-        code = 141
+        code = _closed_pipe()
+    except SystemExit as stop:  # the parser makes 1 of a closed pipe, and 1 is a failed gate
+        code = _closed_pipe() if stop.code == 1 else int(stop.code or 0)
     except Exception as error:
         code = _other(error)
     if code == INTERRUPTED:
@@ -62,6 +65,12 @@ def _other(error: Exception) -> int:
         file=sys.stderr,
     )
     return 70
+
+
+def _closed_pipe() -> int:
+    # Whoever read has enough (`edgekd list models | head -1`); flushing at exit would complain about it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return CLOSED_PIPE
 
 
 def _as_interrupt(signum: int, frame: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,11 @@ def init(
     Example: edgekd init my-project
     """
     from ..scaffold import scaffold
+    from ..screen import note
 
     for path in scaffold(directory, force):
         print_text(str(path))
+    note(f"next: {'' if directory == Path() else f'cd {shlex.quote(str(directory))} && '}edgekd run recipe.toml")
 
 
 @app.command()
@@ -70,19 +72,29 @@ def run_recipe(
     from ..report import render
     from ..screen import note, watching
 
+    made: list[str] = []
+
     with watching(as_json) as emit:
+
+        def watch(event: dict[str, Any]) -> None:
+            if event["event"] == "stage":
+                made.append(event["path"])
+            emit(event)
+
         command = shlex.join(["edgekd", *sys.argv[1:]])
         done = runs.run(
             recipe,
             overrides=overrides,
             directory=out,
-            emit=emit,
+            emit=watch,
             start=start,
             until=until,
             force=force,
             command=command,
         )
         if done is None:
+            if not as_json:
+                print_text(made[-1])
             return
         if as_json:
             verdicts = [v.model_dump(mode="json") for v in done.verdicts]

@@ -123,7 +123,7 @@ def _single(
     from ..screen import watching
     from ..single import run_single
 
-    with watching(as_json) as emit:
+    with watching(False) as emit:
         artifact = run_single(stage, source, model, weights, data, overrides, out, emit)
     if as_json:
         print_json({"path": str(artifact.path), "manifest": artifact.manifest.model_dump(mode="json")})
