@@ -10,7 +10,7 @@ from .errors import UsageError
 __all__ = ["scaffold"]
 
 RECIPE = """\
-#:schema ./recipe.schema.json
+# Completion in editors: `edgekd schema > recipe.schema.json`, and "#:schema ./recipe.schema.json" as the first line.
 # Run it with `edgekd run recipe.toml`; see what it would do with `edgekd check recipe.toml`.
 version = 1
 name    = "my-network"
