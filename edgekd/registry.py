@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -197,7 +198,10 @@ def _derived(name: str, target: Callable[..., Any], skip: tuple[str, ...]) -> ty
             continue
         fields[key] = (hints.get(key, Any), Field(... if p.default is p.empty else p.default))
     config = ConfigDict(extra=extra, arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model(name, __config__=config, **fields)  # type: ignore[no-any-return]
+    with warnings.catch_warnings():
+        # A parameter may be called `copy` or `schema`: nobody calls those methods of this model.
+        warnings.filterwarnings("ignore", message="Field name .* shadows", category=UserWarning)
+        return create_model(name, __config__=config, **fields)  # type: ignore[no-any-return]
 
 
 def bind(

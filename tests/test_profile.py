@@ -1,0 +1,104 @@
+"""Hardware profiles: shipped ones, files of the user's, and what can be wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekd.errors import RecipeError, UsageError
+from edgekd.profile import Profile, Protocol, load_profile, profile_names
+
+
+def test_every_shipped_profile_loads_and_is_called_like_its_file() -> None:
+    assert "cpu-x86" in profile_names()
+    for name in profile_names():
+        profile = load_profile(name)
+        assert profile.name == name
+        assert profile.description
+
+
+def test_a_profile_extends_another_and_merges_its_protocol(tmp_path: Path) -> None:
+    base = load_profile("cpu-x86")
+    file = tmp_path / "board.toml"
+    file.write_text('extends = "cpu-x86"\nthreads = 3\n[protocol]\nrounds = 5\n')
+    board = load_profile(str(file))
+    changed = base.protocol.model_copy(update={"rounds": 5})
+    assert board == base.model_copy(update={"name": "board", "threads": 3, "protocol": changed})
+    second = tmp_path / "second.toml"
+    second.write_text(f'extends = "{file}"\nname = "other"\n[protocol]\nblock_s = 0.5\n')
+    other = load_profile(str(second))
+    assert (other.name, other.threads, other.protocol.rounds, other.protocol.block_s) == ("other", 3, 5, 0.5)
+
+
+def test_a_profile_of_ones_own_needs_a_description_only(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('description = "mine"\n')
+    assert load_profile(str(file)) == Profile(name="mine", description="mine", protocol=Protocol())
+
+
+def fails(name: str) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        load_profile(name, "profiles[0]")
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def test_unknown_names() -> None:
+    error = fails("cpu-x68")
+    assert (error.problem.where, error.problem.what) == ("profiles[0]", "no profile 'cpu-x68'")
+    assert error.problem.hint == "did you mean 'cpu-x86'?"
+    assert fails("none.toml").problem.what == "no profile 'none.toml'"
+
+
+def test_a_directory_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "d.toml").mkdir()
+    assert "directory" in str(fails(str(tmp_path / "d.toml")).problem.hint)
+
+
+def test_circles(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.toml", tmp_path / "b.toml"
+    a.write_text(f'extends = "{b}"\n')
+    b.write_text(f'extends = "{a}"\n')
+    error = fails(str(a))
+    assert error.problem.what == f"profiles extend each other in a circle: {a} -> {b} -> {a}"
+    assert error.problem.hint
+    a.write_text(f'extends = "{a}"\n')
+    assert f"{a} -> {a}" in fails(str(a)).problem.what
+
+
+@pytest.mark.parametrize("content", [b"description = ", b"\xff"])
+def test_not_toml(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    error = fails(str(file))
+    assert error.problem.where == str(file)
+    assert "not valid TOML" in error.problem.what
+
+
+def test_extends_that_is_no_name(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("extends = 3\n")
+    assert fails(str(file)).problem.what == "extends must name a profile, got 3"
+
+
+def test_all_that_is_wrong_with_the_fields_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'extends = "cpu-x86"\nthreds = 1\nopset = 12\ndevice = "fpga"\n[protocol]\nrounds = 1\nwarmup = 0\n'
+    )
+    error = fails(str(file))
+    assert isinstance(error, RecipeError)
+    found = {p.where.removeprefix(f"profile {file}: "): p for p in error.problems}
+    assert set(found) == {"threds", "opset", "device", "protocol.rounds", "protocol.warmup"}
+    assert found["threds"].hint == "did you mean 'threads'?"
+    assert found["protocol.warmup"].hint == "did you mean 'warmup_s'?"
+    assert "'cpu', 'gpu' or 'jetson', got 'fpga'" in found["device"].what
+
+
+def test_a_protocol_that_is_no_table(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('extends = "cpu-x86"\nprotocol = 5\n')
+    (problem,) = fails(str(file)).problems
+    assert problem.where.endswith(": protocol")
+    assert problem.what == "must be a table, got 5"
