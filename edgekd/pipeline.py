@@ -18,7 +18,6 @@ from .data import Dataset, augmentations, load
 from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
 from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
-from .quant import scheme_named
 from .recipe import Component, Recipe, to_toml
 from .registry import load_plugin, resolve, source_digest, validation_problems
 from .stages import Context, Stage, Workspace
@@ -124,7 +123,6 @@ def _profile_problems(profiles: Sequence[Profile]) -> Iterator[Problem]:
     for p in profiles:
         found: list[Problem] = []
         _collect(found, "", partial(resolve, "runtimes", p.runtime, f"profile {p.name}: runtime"))
-        _collect(found, "", partial(scheme_named, p.scheme, f"profile {p.name}: scheme"))
         yield from found
         yield from parse_rules(p.budgets, [p.name], f"profile {p.name}: budgets")[1]
 
