@@ -157,7 +157,6 @@ class _Run:
         self.steps = len(job.data.train) // self.batch  # a smaller last batch is dropped
         self.forward, self.stepper = self.accelerator.prepare(self.learner, self.optimizer)
         self.saved_at = self.told_at = time.monotonic()
-        job.directory.mkdir(parents=True, exist_ok=True)
 
     def ended(self) -> bool:
         s = self.state
@@ -317,13 +316,14 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(content, buffer)
         try:
+            self.job.directory.mkdir(parents=True, exist_ok=True)
             # metrics.jsonl first: restoring writes it anew from the checkpoint, so it may only be ahead.
             lines = "".join(json.dumps(record) + "\n" for record in self.state.history)
             write_atomically(self.job.directory / METRICS, lines)
             write_atomically(self.job.directory / CHECKPOINT, buffer.getvalue())
         except OSError as error:
             raise StageError(
-                f"cannot save a checkpoint: {error.strerror}", where=str(self.job.directory), hint="is the disk full?"
+                f"cannot save a checkpoint: {error.strerror or error}", where=str(self.job.directory), hint="is the disk full?"
             ) from error
         self.saved_at = time.monotonic()
 
