@@ -48,8 +48,8 @@ def describe(name: str) -> dict[str, Any]:
         return _artifact(Artifact.open(path))
     if path.suffix == ".onnx":
         return _onnx(path)
-    if name in profile_names():
-        profile = load_profile(name)
+    if name in profile_names() or (path.suffix == ".toml" and path.is_file()):
+        profile = load_profile(name, "show")
         lines = [f"{key} = {value}" for key, value in profile.model_dump(mode="json").items()]
         return {"profile": profile.model_dump(mode="json"), "text": "\n".join(lines)}
     known: list[str] = profile_names()
@@ -133,7 +133,9 @@ def recipe_schema() -> dict[str, Any]:
         target = schema["properties"][key]
         target.setdefault("x-components", alternatives)
     schema["properties"]["teacher"] = _component_schema("stages", "teacher")
-    schema["properties"]["stage"] = {"type": "array", "items": {"anyOf": schema["properties"]["stage"]["x-components"]}}
+    stages = schema["properties"]["stage"]
+    bare = {"enum": [s["properties"]["use"]["const"] for s in stages["x-components"] if s["required"] == ["use"]]}
+    schema["properties"]["stage"] = {"type": "array", "items": {"anyOf": [*stages["x-components"], bare]}}
     _lift_definitions(schema)
     return schema
 

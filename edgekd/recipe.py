@@ -47,7 +47,7 @@ def _named(value: Any) -> Any:
 
 
 #: A component that may be written as a bare name.
-ComponentField = Annotated[Component, BeforeValidator(_named)]
+ComponentField = Annotated[Component, BeforeValidator(_named, json_schema_input_type=Component | str)]
 
 
 class Normalize(BaseModel):
@@ -66,7 +66,7 @@ class DataSpec(Component):
     normalize: Normalize | None = Field(None, description="default: the data set's own figures")
     validation: float = Field(0.1, ge=0, lt=1, description="share of the training images held out; 0 for none")
 
-    @field_validator("augment", mode="before")
+    @field_validator("augment", mode="before", json_schema_input_type=Component | str | list[Component | str] | None)
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return value if isinstance(value, list) else [] if value in (None, "none") else [value]
