@@ -165,7 +165,7 @@ class Source:
 
 
 def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
-    """SOURCE: a run (its last stage of `kinds`), `RUN:stage`, or an artifact directory. Raises UsageError."""
+    """SOURCE: a run (its last stage of `kinds`), `RUN:stage` (any), or an artifact directory. Raises UsageError."""
     path = Path(text)
     if (path / MANIFEST).is_file():
         recipe_file = path.parent / "recipe.toml"
@@ -173,7 +173,7 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
         artifact = Artifact.open(path)
         return Source(artifact, _teacher_of(artifact), recipe, artifact.manifest.kind)
     run_text, colon, stage = ("", "", "") if path.is_dir() else text.rpartition(":")
-    directory = Path(run_text) if colon else path
+    directory, kinds = (Path(run_text), None) if colon else (path, kinds)
     if not (directory / "recipe.toml").is_file():
         raise UsageError(f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory))
     recipe = load_recipe(directory / "recipe.toml")
