@@ -206,6 +206,8 @@ def _steps(
             # That the teacher is missing follows from what was said about it.
             found = [p for p in found if "need a teacher" not in p.what]
         problems += found
+        if any(p.where.startswith(f"{where}.model") for p in found):
+            spec = None  # a network that fails would fail again in every later stage
         if draft.kind == "teacher":
             teacher_spec = spec
         if draft.kind == "distill":
