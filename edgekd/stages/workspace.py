@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import quant
@@ -203,11 +203,7 @@ class Workspace:
     ) -> Artifact:
         """Write the artifact: weights, metrics.jsonl and JSON documents by name, then the manifest."""
         with writing(self.destination) as directory:
-            if quantization is None:
-                save_state(network, directory / "model.safetensors")
-            else:
-                state = {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
-                save_file(state, directory / "model.safetensors")
+            save_state(network, directory / "model.safetensors")
             if (self.partial / METRICS).exists():
                 shutil.copy(self.partial / METRICS, directory / METRICS)
             for name, content in (documents or {}).items():
