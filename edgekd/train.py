@@ -323,7 +323,9 @@ class _Run:
             write_atomically(self.job.directory / CHECKPOINT, buffer.getvalue())
         except OSError as error:
             raise StageError(
-                f"cannot save a checkpoint: {error.strerror or error}", where=str(self.job.directory), hint="is the disk full?"
+                f"cannot save a checkpoint: {error.strerror or error}",
+                where=str(self.job.directory),
+                hint="is the disk full?",
             ) from error
         self.saved_at = time.monotonic()
 
