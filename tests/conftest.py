@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from processes import Outcome, spawn
 
 PROFILE = """\
 extends = "cpu-x86"
@@ -55,12 +54,6 @@ size_mb = { max = 1.0 }
 """
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 class Finished(NamedTuple):
     """A run of RECIPE in `project`/runs/tiny, and what the command said. Tests copy it before they change it."""
 
@@ -70,17 +63,6 @@ class Finished(NamedTuple):
     def copy(self, destination: Path) -> Path:
         shutil.copytree(self.directory, destination)
         return destination
-
-
-def environ() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "120", "NO_COLOR": "1"}
-
-
-def spawn(*args: str, cwd: Path, prefix: str = "") -> Outcome:
-    """`python -m edgekd ARGS` as a process, behind a shell `prefix` such as `ulimit -f 100;`."""
-    command = ["bash", "-c", f'{prefix} exec "$0" -m edgekd "$@"', sys.executable, *args]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environ(), timeout=300)
-    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import environ, spawn
+from processes import environ, spawn
 
 from edgekd.artifact import Artifact, locked
 

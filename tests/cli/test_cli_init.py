@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import spawn
+from processes import spawn
 
 from edgekd.artifact import Artifact
 from edgekd.profile import load_profile
