@@ -340,6 +340,8 @@ def begin(project: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore SIGINT, and pass that on to the processes of a test run started so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     checkpoint = project / "runs" / "long" / ".partial"
     deadline = time.monotonic() + 240

@@ -64,7 +64,9 @@ def own() -> ModuleType:
 
 
 def exported(done: RunResult) -> Artifact:
-    [directory] = done.directory.glob("03-export-*")
+    """The run's own export: single steps put theirs beside it."""
+    key = next(entry.key for entry in done.results.lineage if entry.stage == "export")
+    [directory] = done.directory.glob(f"*-export-{key[:12]}")
     return Artifact.open(directory)
 
 
