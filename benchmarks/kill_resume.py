@@ -3,8 +3,8 @@
     python benchmarks/kill_resume.py --kills 10 --out benchmarks/results/kill_resume.json
 
 Each kill is a run of its own, in a fresh directory: started, killed after a random share of the undisturbed run's
-time (stages only, so that the moment falls into training, pruning, quantizing or exporting), started again until it
-ends. The artifacts' files must have the same sha256 as those of the run that nobody touched.
+time (measuring at its end included), started again until it ends. The artifacts' files must have the same sha256 as
+those of the run that nobody touched.
 """
 
 from __future__ import annotations
