@@ -84,9 +84,16 @@ def test_an_int8_file_computes_what_the_healed_network_computes(
     assert made.manifest.quantization == chain.artifacts[name].manifest.quantization
     prepared = chain.saved[name].eval()
     with torch.no_grad():
-        expected = prepared(images)["logits"].argmax(1).numpy()
-    # Of these 100 images a few lie between two classes after one epoch, where rounding decides.
-    assert (answers(made, images.numpy()).argmax(1) == expected).mean() >= 0.95
+        expected = prepared(images)["logits"]
+    found = answers(made, images.numpy())
+    error = abs(found - expected.numpy()).max()
+    assert error <= 0.03
+    # Only images between two classes may be told apart otherwise, where rounding decides.
+    best = expected.topk(2).values
+    clear = (best[:, 0] - best[:, 1]).numpy() > 2 * error
+    assert clear.sum() >= 50
+    assert (found.argmax(1) == expected.argmax(1).numpy())[clear].all()
+    assert (found.argmax(1) == expected.argmax(1).numpy()).mean() >= 0.95
     size = chain.artifacts["prune"].file("model.safetensors").stat().st_size
     assert made.file("model.onnx").stat().st_size < 2 * size
 
