@@ -91,7 +91,7 @@ def test_an_int8_file_computes_what_the_healed_network_computes(
     # Only images between two classes may be told apart otherwise, where rounding decides.
     best = expected.topk(2).values
     clear = (best[:, 0] - best[:, 1]).numpy() > 2 * error
-    assert clear.sum() >= 50
+    assert clear.sum() >= 30
     assert (found.argmax(1) == expected.argmax(1).numpy())[clear].all()
     assert (found.argmax(1) == expected.argmax(1).numpy()).mean() >= 0.95
     size = chain.artifacts["prune"].file("model.safetensors").stat().st_size
