@@ -22,7 +22,7 @@ from .artifact import Preprocessing, write_atomically
 from .errors import StageError, UsageError
 from .quant.quiet import quiet
 
-__all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata"]
+__all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata", "stored_bytes"]
 
 #: PyTorch's exporter writes this opset by itself; its conversion to an older one leaves the file as it was.
 LOWEST_OPSET = 18
@@ -302,8 +302,16 @@ def optimised_layers(path: Path) -> dict[str, int]:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise StageError(f"ONNX Runtime cannot load it: {error}", where=str(path)) from error
-        kinds = Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
+        kinds = Counter(node.op_type for node in optimised.graph.node)
     return {
         "int8": sum(n for kind, n in kinds.items() if kind in INTEGER_LAYERS),
         "float": sum(n for kind, n in kinds.items() if kind in FLOAT_LAYERS),
     }
+
+
+def stored_bytes(path: Path) -> int:
+    """The size of an ONNX file and of the files beside it that hold its weights."""
+    graph = onnx.load(path, load_external_data=False).graph
+    places = {e.value for t in graph.initializer for e in t.external_data if e.key == "location"}
+    return path.stat().st_size + sum((path.parent / place).stat().st_size for place in places)

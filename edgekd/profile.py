@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,11 +21,20 @@ class Protocol(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     batch: int = Field(1, gt=0)
-    rounds: int = Field(12, ge=3, description="each variant is measured once per round, in random order")
+    rounds: int = Field(12, ge=3, description="at least; each variant is measured once per round, in random order")
+    precision: float = Field(
+        0.01, gt=0, description="rounds go on until every median and ratio is known within this share of it"
+    )
     block_s: float = Field(0.15, gt=0, description="seconds of consecutive calls per variant and round")
-    warmup_s: float = Field(0.3, ge=0, description="seconds of calls before the first round")
-    cap_s: float = Field(120.0, gt=0, description="no further round is begun after so many seconds")
-    batches: list[int] = Field(default=[1, 8, 32], description="batch sizes of the throughput table")
+    warmup_s: float = Field(0.3, ge=0, description="at least so many seconds of calls, and then until they are steady")
+    cap_s: float = Field(60.0, gt=0, description="no further round is begun after so many seconds")
+    scenarios: list[Literal["single-stream", "batch", "offline"]] = Field(
+        default=["single-stream", "batch"],
+        description="latency of single calls is always measured; throughput per batch size; a whole set at once",
+    )
+    batches: list[Annotated[int, Field(gt=0)]] = Field(
+        default=[1, 8, 32], min_length=1, description="batch sizes of the scenarios batch and offline"
+    )
 
 
 class Profile(BaseModel):
@@ -41,6 +50,9 @@ class Profile(BaseModel):
     channel_multiple: int = Field(1, gt=0, description="channel counts that the kernels like are multiples of this")
     opset: int = Field(18, ge=18, description="the highest ONNX opset the runtime takes; edgekd writes 18 and later")
     threads: int = Field(1, gt=0)
+    affinity: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="CPU cores that measuring is pinned to; empty: where the system puts it"
+    )
     protocol: Protocol = Protocol()
     budgets: dict[str, Any] = Field(default_factory=dict, description="gate rules that hold for this device")
 

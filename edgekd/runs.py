@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import MANIFEST, Artifact, locked, write_atomically
-from .bench import Results, environment
+from .bench import Results, Samples, environment
 from .errors import EdgekdError, UsageError, nearest
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
-from .profile import Profile, load_profile
+from .profile import load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
 from .scorecard import Candidate, candidate_of, lineage_of, measure
@@ -28,7 +28,6 @@ __all__ = [
     "bench_paths",
     "bench_run",
     "find_source",
-    "gate_files",
     "measure_run",
     "open_run",
     "run",
@@ -80,12 +79,15 @@ def run(
         return None
     with locked(planned.directory):
         results = measure_run(planned, emit, command=command, again=force or start is not None)
-        return _conclude(planned, results)
+        return _conclude(planned, results, emit)
 
 
-def _conclude(planned: Plan, results: Results) -> RunResult:
+def _conclude(planned: Plan, results: Results, emit: Emit) -> RunResult:
     others = {load_profile(name).name for name in planned.recipe.profiles} - {p.name for p in planned.profiles}
-    verdicts = judge_results(results, planned.recipe.gate, planned.profiles, sorted(others))
+    judged = judge_results(results, planned.recipe.gate, planned.profiles, sorted(others))
+    verdicts = [v for v in judged if not v.rule.endswith(" regress")]  # a run has nothing to compare itself with
+    if left := list(dict.fromkeys(v.rule for v in judged if v not in verdicts)):
+        emit({"event": "unjudged", "rules": left, "path": str(planned.directory)})
     write_gate(planned.directory / "gate.json", verdicts)
     write_atomically(planned.directory / "report.html", render(results, verdicts, "html"))
     return RunResult(planned.directory, results, verdicts)
@@ -225,7 +227,7 @@ def bench_run(directory: Path, profiles: Sequence[str], emit: Emit = _quiet) -> 
     _complete(planned)
     with locked(directory):
         results = measure_run(planned, emit, again=True)
-        _conclude(planned, results)
+        _conclude(planned, results, emit)
     return results
 
 
@@ -236,32 +238,34 @@ def _complete(planned: Plan) -> None:
             raise UsageError(f"stage {step.name!r} of {planned.directory} is not complete", hint=command)
 
 
-def gate_files(
-    paths: Sequence[str], rules: dict[str, Any], profiles: Sequence[str], emit: Emit = _quiet
-) -> list[Verdict]:
-    """Verdicts on artifacts and ONNX files, measured first. Raises UsageError or StageError."""
-    results = bench_paths(paths, profiles, emit)
-    return judge_results(results, rules, [Profile.model_validate(p.settings) for p in results.profiles])
-
-
 def bench_paths(
-    paths: Sequence[str], profiles: Sequence[str], emit: Emit = _quiet, recipe: Recipe | None = None
+    paths: Sequence[str],
+    profiles: Sequence[str],
+    emit: Emit = _quiet,
+    recipe: Recipe | None = None,
+    *,
+    beside: Sequence[Candidate] = (),
+    settled: Callable[[str, Samples], bool] | None = None,
+    brief: bool = False,
+    samples: Path | None = None,
 ) -> Results:
     """Measure artifacts and ONNX files, ours or not, interleaved in one session; the first is the reference.
 
-    Accuracy is measured where a recipe (given, or beside an artifact) names the data. Raises UsageError.
+    Accuracy is measured where a recipe (given, or beside an artifact) names the data. `beside` is measured with them,
+    last. Raises UsageError.
     """
     from .data import load
 
     found: list[Candidate] = []
+    taken = list(beside)
     for text in paths:
         path = Path(text)
         if path.suffix == ".onnx" or path.is_file():
             owner = _owner(path)
-            beside = path.parent.parent / "recipe.toml"
-            if recipe is None and owner is not None and beside.is_file():
-                recipe = load_recipe(beside)
-            found.append(Candidate(_unique(path.stem, found), path, owner))
+            written = path.parent.parent / "recipe.toml"
+            if recipe is None and owner is not None and written.is_file():
+                recipe = load_recipe(written)
+            found.append(Candidate(_unique(path.stem, [*taken, *found]), path, owner))
             continue
         source = find_source(text)
         recipe = recipe or source.recipe
@@ -270,21 +274,24 @@ def bench_paths(
         data = load(recipe.data, recipe.seed) if recipe is not None else None
         if source.artifact.manifest.kind == "export":
             file = source.artifact.file("model.onnx")
-            found.append(Candidate(_unique(source.name, found), file, source.artifact))
+            found.append(Candidate(_unique(source.name, [*taken, *found]), file, source.artifact))
         else:
             assert data is not None
             cache = source.artifact.path.parent / ".onnx"
-            found.append(candidate_of(source.artifact, _unique(source.name, found), data, 18, cache))
+            found.append(candidate_of(source.artifact, _unique(source.name, [*taken, *found]), data, 18, cache))
     data = load(recipe.data, recipe.seed) if recipe is not None else None
     names = list(profiles) or (recipe.profiles if recipe is not None else ["cpu-x86"])
     return measure(
-        found,
+        [*found, *beside],
         [load_profile(name, "--profile") for name in names],
         data=data,
         task=make_task(recipe.task if recipe is not None else Component(use="classification")),
         name=found[-1].name,
         command=shlex.join(["edgekd", *sys.argv[1:]]),
         emit=emit,
+        settled=settled,
+        brief=brief,
+        samples=samples,
     )
 
 

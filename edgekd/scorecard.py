@@ -17,18 +17,29 @@ from .bench import (
     Lineage,
     ProfileResults,
     Results,
+    Samples,
     Variant,
+    class_figures,
+    confusion_matrix,
+    disturbances,
+    energy_counter,
     environment,
     evaluate,
+    footprint,
+    layer_times,
+    mcnemar,
     measure_latency,
+    offline,
+    packed,
     paired_drop,
-    peak_memory_mb,
+    pinned,
     speedup,
     throughput,
+    unsteadiness,
 )
 from .data import Dataset
 from .errors import UsageError
-from .onnx_file import optimised_layers
+from .onnx_file import optimised_layers, stored_bytes
 from .profile import Profile
 from .runtimes import Feed, Session, open_session
 from .stages.export import write_onnx
@@ -37,6 +48,10 @@ from .tasks import Task
 __all__ = ["Candidate", "candidate_of", "lineage_of", "measure"]
 
 Array = np.ndarray[Any, Any]
+#: How many the scenario `offline` has at once.
+SET_IMAGES = 1024
+#: A larger matrix of confusions would be most of results.json.
+MAX_CONFUSION_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -96,18 +111,23 @@ def measure(
     lineage: Sequence[Lineage] = (),
     emit: Callable[[dict[str, Any]], None] = lambda event: None,
     samples: Path | None = None,
+    settled: Callable[[str, Samples], bool] | None = None,
+    brief: bool = False,
 ) -> Results:
     """Accuracy on the whole test split, latency interleaved, throughput, memory and size of every candidate.
 
     The first candidate is the one that others are compared with. Without `data` there is no accuracy, and inputs are
-    random. Raises UsageError or StageError (a file that does not load, a runtime that fails).
+    random. `settled(profile, samples)` ends the rounds of a profile early (default: its protocol's precision); `brief`
+    leaves out throughput and time per layer. Raises UsageError or StageError (a file that does not load, a runtime
+    that fails).
     """
     surroundings = environment()
     judged = {c.name: _accuracy(c, data, emit) for c in candidates} if data is not None else {}
     rows, raw = [], {}
     for profile in profiles:
         emit({"event": "bench", "profile": profile.name, "done": 0, "total": profile.protocol.rounds})
-        found, raw[profile.name] = _on_profile(candidates, profile, data, task, judged, emit)
+        enough = partial(settled, profile.name) if settled is not None else None
+        found, raw[profile.name] = _on_profile(candidates, profile, data, task, judged, emit, enough, brief)
         rows.append(found)
     if samples is not None:
         write_atomically(samples, json.dumps({"unit": "ms", "profiles": _rounded(raw)}) + "\n")
@@ -118,6 +138,7 @@ def measure(
         headline=task.headline,
         direction=task.direction,
         test_images=len(data.test) if data is not None else 0,
+        data=data.fingerprint if data is not None else "",
         classes=data.classes if data is not None else [],
         profiles=rows,
         lineage=list(lineage),
@@ -156,53 +177,94 @@ def _on_profile(
     task: Task,
     judged: dict[str, Array],
     emit: Callable[[dict[str, Any]], None],
-) -> tuple[ProfileResults, dict[str, list[list[float]]]]:
-    protocol = profile.protocol
-    sessions = {c.name: open_session(c.file, runtime=profile.runtime, threads=profile.threads) for c in candidates}
-    feeds = {name: _feed(session, data, protocol.batch) for name, session in sessions.items()}
+    settled: Callable[[Samples], bool] | None,
+    brief: bool,
+) -> tuple[ProfileResults, Samples]:
+    protocol, threads = profile.protocol, profile.threads
+    surroundings = environment()
 
     def progress(done: int, total: int) -> None:
         emit({"event": "bench", "profile": profile.name, "done": done, "total": total})
 
-    latencies, raw = measure_latency(sessions, feeds, protocol, profile.threads, progress=progress)
-    variants = []
-    first = candidates[0]
-    for candidate in candidates:
-        session = sessions[candidate.name]
-        variants.append(
-            Variant(
-                name=candidate.name,
-                key=candidate.key,
-                file=str(candidate.file),
-                **_judged(candidate, first, data, task, judged),
-                latency=latencies[candidate.name],
-                speedup=speedup(latencies[first.name], latencies[candidate.name]),
-                throughput=throughput(session, partial(_feed, session, data), protocol.batches, 0.3),
-                **_described(candidate),
-                peak_memory_mb=peak_memory_mb(candidate.file, feeds[candidate.name], profile.threads),
-            )
+    with pinned(profile.affinity, f"profile {profile.name}: affinity"):
+        files = {c.name: c.file for c in candidates}
+
+        def opened(name: str) -> Session:
+            return open_session(files[name], runtime=profile.runtime, threads=threads)
+
+        sessions = {name: opened(name) for name in files}
+        feeds = {name: _feed(session, data, protocol.batch) for name, session in sessions.items()}
+        measured = measure_latency(
+            sessions,
+            feeds,
+            protocol,
+            threads,
+            reopen=opened,
+            settled=settled,
+            energy=energy_counter(),
+            progress=progress,
         )
-    for session in sessions.values():
-        session.close()
-    rounds = min((len(found.round_p50) for found in latencies.values()), default=0)
+        extras = {} if brief else _extras(sessions, profile, data)
+        for session in sessions.values():
+            session.close()
+        for candidate in candidates:
+            found = footprint(candidate.file, feeds[candidate.name], threads)
+            extras.setdefault(candidate.name, {}).update(found._asdict())
+            if not brief and profile.runtime == "onnxruntime":
+                extras[candidate.name]["layer_times"] = layer_times(candidate.file, feeds[candidate.name], threads)
+    first, latencies = candidates[0], measured.latencies
+    variants = [
+        Variant(
+            name=candidate.name,
+            key=candidate.key,
+            file=str(candidate.file),
+            **_judged(candidate, first, data, task, judged),
+            latency=latencies[candidate.name],
+            speedup=speedup(latencies[first.name], latencies[candidate.name]),
+            **_described(candidate),
+            **extras[candidate.name],
+        )
+        for candidate in candidates
+    ]
     results = ProfileResults(
         profile=profile.name,
-        device=str(environment().get("cpu", profile.description)),
-        runtime=f"{profile.runtime} {environment()['versions'].get(profile.runtime, '')}".strip(),
+        device=str(surroundings.get("cpu", profile.description)),
+        runtime=f"{profile.runtime} {surroundings['versions'].get(profile.runtime, '')}".strip(),
         settings=profile.model_dump(mode="json"),
-        rounds=rounds,
+        rounds=min((len(found.round_p50) for found in latencies.values()), default=0),
         variants=variants,
+        warnings=[*disturbances(surroundings), *unsteadiness(latencies, protocol)],
     )
-    return results, raw
+    return results, measured.samples
 
 
-def _feed(session: Session, data: Dataset | None, batch: int) -> Feed:
-    """Real test images where there are any; random ones for somebody else's file."""
+def _extras(sessions: dict[str, Session], profile: Profile, data: Dataset | None) -> dict[str, dict[str, Any]]:
+    """Throughput of every variant, as far as the profile asks for it."""
+    protocol = profile.protocol
+    found: dict[str, dict[str, Any]] = {name: {} for name in sessions}
+    if "batch" in protocol.scenarios:
+        rates = throughput(
+            sessions, lambda name, batch: _feed(sessions[name], data, batch), protocol.batches, protocol.block_s / 2
+        )
+        for name, rate in rates.items():
+            found[name]["throughput"] = rate
+    if "offline" in protocol.scenarios:
+        batch = max(protocol.batches)
+        sets = {name: [_feed(session, data, batch, start) for start in range(0, SET_IMAGES, batch)]
+                for name, session in sessions.items()}  # fmt: skip
+        for name, figure in offline(sessions, sets).items():
+            found[name]["offline"] = figure
+    return found
+
+
+def _feed(session: Session, data: Dataset | None, batch: int, start: int = 0) -> Feed:
+    """Real test images, those from `start` on, where there are any; random ones for somebody else's file."""
     feed = {}
     for info in session.inputs:
         axes = [axis if isinstance(axis, int) else (batch if i == 0 else 1) for i, axis in enumerate(info.axes)]
         if data is not None and axes[1:] == data.size:
-            images = np.resize(data.test.images[:batch].numpy(), (axes[0], *axes[1:]))
+            chosen = np.arange(start, start + axes[0]) % len(data.test)
+            images = data.test.images[chosen].numpy()
             feed[info.name] = images if info.dtype == "uint8" else _normaliser(data)(images).astype(info.dtype)
         else:
             noise = np.random.default_rng(0).random(axes)
@@ -217,9 +279,17 @@ def _judged(
         return {}
     labels = data.test.labels.numpy()
     own, reference = judged[candidate.name], judged[first.name]
-    found: dict[str, Any] = {"metrics": task.metrics(own, labels)}
+    right = task.correct(own, labels)
+    confusion = confusion_matrix(own.argmax(1), labels, len(data.classes))
+    found: dict[str, Any] = {
+        "metrics": task.metrics(own, labels),
+        "classes": class_figures(confusion, data.classes),
+        "confusion": confusion.tolist() if len(data.classes) <= MAX_CONFUSION_CLASSES else [],
+        "correct": packed(right),
+    }
     if candidate is not first:
-        found["drop"] = paired_drop(task.correct(reference, labels), task.correct(own, labels))
+        before = task.correct(reference, labels)
+        found["drop"], found["mcnemar"] = paired_drop(before, right), mcnemar(before, right)
         found["agreement"] = float((own.argmax(1) == reference.argmax(1)).mean())
     return found
 
@@ -229,7 +299,7 @@ def _described(candidate: Candidate) -> dict[str, Any]:
     metrics = candidate.artifact.manifest.metrics if candidate.artifact else {}
     return {
         "precision": "int8" if layers["int8"] else "fp32",
-        "size_mb": candidate.file.stat().st_size / 1e6,
+        "size_mb": stored_bytes(candidate.file) / 1e6,
         "parameters": metrics.get("parameters"),
         "macs": metrics.get("macs"),
         "layers": layers,

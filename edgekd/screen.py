@@ -68,6 +68,8 @@ def line(event: Event) -> str | None:
         )
     if kind == "accuracy":
         return f"  accuracy of {event['variant']} on {event['images']:,} test images"
+    if kind == "unjudged":
+        return f"not judged: {', '.join(event['rules'])} (edgekd gate {event['path']} --baseline PATH)"
     if kind == "measured":
         return f"measurements: {event['path']}" + (" (nothing changed, not measured again)" if event["done"] else "")
     return None

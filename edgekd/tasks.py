@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .bench import calibration_error
 from .errors import RecipeError
 from .recipe import Component
 from .registry import bind, register
@@ -37,11 +38,15 @@ class Classification:
         return np.asarray(logits.argmax(axis=1) == labels)
 
     def metrics(self, logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> dict[str, float]:
-        """logits [N, K], labels [N] -> accuracy (a fraction) and cross-entropy in nats."""
+        """logits [N, K], labels [N] -> accuracy (a fraction), cross-entropy in nats, expected calibration error."""
         shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
         log_sum = np.log(np.exp(shifted).sum(axis=1))
         own = shifted[np.arange(len(labels)), labels]
-        return {"accuracy": float(self.correct(logits, labels).mean()), "loss": float((log_sum - own).mean())}
+        return {
+            "accuracy": float(self.correct(logits, labels).mean()),
+            "loss": float((log_sum - own).mean()),
+            "ece": calibration_error(logits, labels),
+        }
 
 
 def make_task(spec: Component) -> Task:

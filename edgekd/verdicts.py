@@ -5,22 +5,21 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from .artifact import write_atomically
 from .bench import Results
 from .errors import RecipeError, UsageError, nearest
-from .gate import Verdict, judge, parse_rules, read, write_gate
+from .gate import Baseline, RuleFor, Verdict, judge, parse_rules, read, write_gate
 from .profile import Profile, load_profile
 from .recipe import load_recipe
 from .report import FORMATS, render
 
-__all__ = ["gate_run", "judge_results", "read_rules", "report_of"]
+__all__ = ["gate_stored", "judge_results", "judge_stored", "read_rules", "report_of", "rules_of", "stored"]
 
 
-def judge_results(
-    results: Results, rules: dict[str, Any], profiles: Sequence[Profile], others: Sequence[str] = ()
-) -> list[Verdict]:
-    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong.
+def rules_of(rules: dict[str, Any], profiles: Sequence[Profile], others: Sequence[str] = ()) -> list[RuleFor]:
+    """The recipe's rules and the profiles' budgets, as one list for `profiles`. Raises RecipeError.
 
     `others` are names of profiles that the rules may name too, and that are not judged here.
     """
@@ -30,18 +29,59 @@ def judge_results(
     parsed, problems = parse_rules(merged, [*names, *others])
     if problems:
         raise RecipeError(problems)
-    return judge(results, [rule for rule in parsed if rule.profile in names])
+    return [rule for rule in parsed if rule.profile in names]
 
 
-def gate_run(directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]) -> list[Verdict]:
-    """Verdicts on a run's results.json by `rules`, or by its recipe's. Raises UsageError or RecipeError."""
+def judge_results(
+    results: Results,
+    rules: dict[str, Any],
+    profiles: Sequence[Profile],
+    others: Sequence[str] = (),
+    baseline: Baseline | None = None,
+) -> list[Verdict]:
+    """Verdicts of the recipe's rules and of the profiles' budgets. Raises RecipeError when rules are wrong."""
+    return judge(results, rules_of(rules, profiles, others), baseline=baseline)
+
+
+class Stored(NamedTuple):
+    """What a run on disk is judged by. `others` are profiles that rules may name and that are not judged now."""
+
+    results: Results
+    rules: dict[str, Any]
+    profiles: list[Profile]
+    others: list[str]
+
+
+def stored(directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]) -> Stored:
+    """A run's measurements, and `rules` or its recipe's. Raises UsageError or RecipeError."""
     recipe = load_recipe(directory / "recipe.toml")
     results = Results.read(directory / "results.json")
     known = [load_profile(name) for name in recipe.profiles]
     loaded = [load_profile(name, "--profile") for name in profiles] or known
-    others = {p.name for p in known} - {p.name for p in loaded}
-    verdicts = judge_results(results, recipe.gate if rules is None else rules, loaded, sorted(others))
+    others = sorted({p.name for p in known} - {p.name for p in loaded})
+    return Stored(results, recipe.gate if rules is None else rules, loaded, others)
+
+
+def gate_stored(
+    directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]
+) -> tuple[Results, list[Verdict]]:
+    """Verdicts on a run's results.json, without a baseline; renews gate.json and the report."""
+    found = stored(directory, rules, profiles)
+    return found.results, judge_stored(directory, *found, None)
+
+
+def judge_stored(
+    directory: Path,
+    results: Results,
+    rules: dict[str, Any],
+    profiles: Sequence[Profile],
+    others: Sequence[str],
+    baseline: Baseline | None,
+) -> list[Verdict]:
+    """Judge, and write what came out into the run."""
+    verdicts = judge_results(results, rules, profiles, others, baseline)
     write_gate(directory / "gate.json", verdicts)
+    write_atomically(directory / "report.html", render(results, verdicts, "html"))
     return verdicts
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from .env import disturbances, environment
+from .energy import energy_counter
+from .env import disturbances, environment, same_machine
 from .evaluate import evaluate
-from .footprint import peak_memory_mb
-from .measure import measure_latency, throughput
+from .footprint import footprint
+from .layers import layer_times
+from .measure import Samples, measure_latency, pinned, ratios_known, unsteadiness
+from .quality import calibration_error, class_figures, confusion_matrix, packed, unpacked
 from .results import Interval, Latency, Lineage, ProfileResults, Results, Variant
-from .stats import bootstrap_median_by_round, paired_drop, paired_ratio, speedup
+from .stats import bootstrap_median_by_round, mcnemar, paired_drop, paired_ratio, speedup, unpaired_ratio, wilson
+from .throughput import offline, throughput
 
 __all__ = [
     "Interval",
@@ -15,15 +19,31 @@ __all__ = [
     "Lineage",
     "ProfileResults",
     "Results",
+    "Samples",
     "Variant",
     "bootstrap_median_by_round",
+    "calibration_error",
+    "class_figures",
+    "confusion_matrix",
     "disturbances",
+    "energy_counter",
     "environment",
     "evaluate",
+    "footprint",
+    "layer_times",
+    "mcnemar",
     "measure_latency",
+    "offline",
+    "packed",
     "paired_drop",
     "paired_ratio",
-    "peak_memory_mb",
+    "pinned",
+    "ratios_known",
+    "same_machine",
     "speedup",
     "throughput",
+    "unpacked",
+    "unpaired_ratio",
+    "unsteadiness",
+    "wilson",
 ]

@@ -9,7 +9,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
-__all__ = ["disturbances", "environment"]
+from .accelerators import accelerators
+
+__all__ = ["disturbances", "environment", "same_machine"]
 
 #: What int8 and bf16 kernels are chosen by; ARM's names are those of its HWCAPs.
 INSTRUCTION_SETS = (
@@ -38,6 +40,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": _versions(),
+        **accelerators(),
     }
 
 
@@ -61,7 +64,36 @@ def disturbances(environment: dict[str, Any]) -> list[str]:
             f"a CPU quota of {quota:g} cores on {cores}: the container is stopped in the middle of calls; "
             "start it with --cpuset-cpus instead of --cpus"
         )
+    if environment["turbo"]:
+        warnings.append(
+            "turbo is on: clocks depend on the temperature; ratios hold, milliseconds vary; "
+            "`echo 1 | sudo tee /sys/devices/system/cpu/intel_pstate/no_turbo`, or 0 to cpufreq/boost"
+        )
+    for card in environment.get("gpus", []):
+        if card["throttled"]:
+            why = ", ".join(card["throttled"])
+            warnings.append(f"{card['name']} is slowed down by {why}; `nvidia-smi -q -d PERFORMANCE` says more")
+        if card["persistence_mode"] == "Disabled":
+            warnings.append(f"{card['name']} sleeps between runs; `sudo nvidia-smi -pm 1`")
+    if "jetson" in environment and (mode := environment.get("power_mode")) not in (None, "MAXN", "MAXN_SUPER"):
+        warnings.append(f"power mode {mode}: clocks are capped; `sudo nvpmodel -m 0 && sudo jetson_clocks`")
     return warnings
+
+
+def same_machine(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What differs between two environments that changes latencies: a phrase each, empty for none.
+
+    Software versions are compared where they belong to: see the runtime in `ProfileResults`.
+    """
+    different = [
+        f"{key.replace('_', ' ')} {one.get(key)!r} and here {other.get(key)!r}"
+        for key in ("cpu", "machine", "instruction_sets", "jetson", "power_mode")
+        if one.get(key) != other.get(key)
+    ]
+    cards = [[card["name"] for card in e.get("gpus", [])] for e in (one, other)]
+    if cards[0] != cards[1]:
+        different.append(f"GPUs {cards[0]} and here {cards[1]}")
+    return different
 
 
 def _cpu() -> dict[str, Any]:

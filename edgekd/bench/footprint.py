@@ -1,22 +1,35 @@
-"""Peak memory of a model file."""
+"""Peak memory and load time of a model file, in a process of its own."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import StageError, UsageError
 from ..runtimes import Feed
+from .results import Interval
+from .stats import bootstrap_median
 
-__all__ = ["peak_memory_mb"]
+__all__ = ["Footprint", "footprint"]
 
 TIMEOUT_S = 300.0
 
 
-def peak_memory_mb(file: Path, feed: Feed, threads: int) -> float:
+class Footprint(NamedTuple):
+    """What a process that opens only one file needs."""
+
+    peak_memory_mb: float
+    load_ms: Interval
+
+
+def footprint(file: Path, feed: Feed, threads: int) -> Footprint:
     """Largest resident memory, in 10^6 bytes, of a process that opens only this file and calls it a few times.
+
+    And the median of the milliseconds that opening the file takes there, the first time included.
 
     Python, NumPy and ONNX Runtime are in the figure (some 70 MB) and nothing is subtracted: it is what such a process
     needs. Only the shapes and dtypes of `feed` matter. Raises UsageError (no model) or StageError (the process failed).
@@ -32,7 +45,8 @@ def peak_memory_mb(file: Path, feed: Feed, threads: int) -> float:
     except subprocess.TimeoutExpired as error:
         raise StageError(f"measuring memory did not end within {TIMEOUT_S:.0f} s", where=str(file)) from error
     if child.returncode == 0:
-        return float(child.stdout)
+        found = json.loads(child.stdout)
+        return Footprint(found["peak_memory_mb"], bootstrap_median(found["load_ms"]))
     last = (child.stderr.strip().splitlines() or [f"the process ended with status {child.returncode}"])[-1]
     if child.returncode == UsageError.exit_code:
         raise UsageError(last, where=str(file))

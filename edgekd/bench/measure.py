@@ -9,24 +9,59 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import EdgekdError, UsageError
+from ..errors import UsageError
 from ..profile import Protocol
 from ..runtimes import Feed, Session
+from .energy import EnergyCounter
 from .results import Latency
-from .stats import summarize
+from .stats import bootstrap_median, paired_ratio, summarize
 
-__all__ = ["measure_latency", "throughput"]
+__all__ = ["Measured", "Samples", "measure_latency", "pinned", "quiet", "ratios_known", "unsteadiness"]
+
+#: Milliseconds per call by variant and round.
+Samples = dict[str, list[list[float]]]
 
 #: Fewer rounds have no interval worth the name, so the time cap does not cut below.
 MIN_ROUNDS = 3
 #: Kept calls per block, at least: of very slow networks.
 MIN_CALLS = 3
+#: So many rounds are measured in one session.
+REOPENED = 4
+#: Between looks at the intervals the rounds grow by a quarter: many looks would stop on a lucky one.
+LOOKS = 1.25
+#: Warm-up is over when two sets of so many windows agree within TOLERANCE, or after PATIENCE times its least length.
+WINDOWS, TOLERANCE, PATIENCE = 3, 0.02, 10.0
+#: From the first third of the rounds to the last: more than this is told.
+DRIFT = 0.05
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a session of rounds gave: summaries and raw samples by variant."""
+
+    latencies: dict[str, Latency]
+    samples: Samples
+
+
+@dataclass
+class _Variant:
+    """One variant at work."""
+
+    call: Callable[[], None]
+    kept: int
+    warmup_s: float
+    steady: bool
+    rounds: list[list[float]] = field(default_factory=list)
+    energy_mj: list[float] = field(default_factory=list)
+    session: Session | None = None
 
 
 def measure_latency(
@@ -34,90 +69,153 @@ def measure_latency(
     feeds: Mapping[str, Feed],
     protocol: Protocol,
     threads: int,
+    *,
     seed: int = 0,
+    reopen: Callable[[str], Session] | None = None,
+    settled: Callable[[Samples], bool] | None = None,
+    energy: EnergyCounter | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Latency], dict[str, list[list[float]]]]:
-    """Milliseconds per call of every variant: their summaries, and the raw samples by variant and round.
+) -> Measured:
+    """Milliseconds per call of every variant, their intervals, and the raw samples.
 
-    Each variant is called for `protocol.warmup_s`; then come `protocol.rounds` rounds, and none is begun after
-    `protocol.cap_s` (three are always done). A block lasts about `protocol.block_s`, has the same number of calls in
-    every round, and the calls at its start that refill the caches are not kept. The clock is read around a call on
-    preallocated inputs and outputs, with Python's garbage collection off. `threads` is recorded: sessions are opened
-    with it. `progress(done, rounds)` is called after each round. Raises UsageError (a feed is missing or does not fit)
-    or StageError (a runtime failed).
+    Each variant is called until it is steady. Then come `protocol.rounds` rounds, and more until `settled(samples)`
+    (default: every median and every ratio to the first variant is known within `protocol.precision`); none is begun
+    after `protocol.cap_s`, but three are always done. A block lasts about `protocol.block_s`, has the same number of
+    calls in every round, and the calls at its start that refill the caches are not kept. With `reopen(name)` every
+    fourth round begins with sessions opened anew: where a model comes to lie in memory is worth some tenths of a
+    percent, and one session has but one place (Mytkowicz et al. 2009, Producing wrong data). The clock is read around a
+    call on preallocated inputs and outputs, with Python's garbage collection off. `threads` is recorded: sessions are
+    opened with it. `energy` counts joules, where the device does. `progress(done, rounds)` is called after each round.
+    Raises UsageError (a feed is missing or does not fit) or StageError (a runtime failed).
     """
+    settled = settled or (lambda samples: _known(samples, protocol.precision))
     calls = {}
     for name, session in sessions.items():
         if name not in feeds:
             raise UsageError(f"nothing to feed to {name!r}", where="bench")
         calls[name] = session.bound(feeds[name])
-    rounds: dict[str, list[list[float]]] = {name: [] for name in calls}
-    order = list(calls)
     rng = np.random.default_rng(seed)
-    with _no_garbage_collection():
-        kept = {name: _calls_per_block(call, protocol) for name, call in calls.items()}
+    with quiet():
+        variants = {name: _warmed_up(call, protocol) for name, call in calls.items()}
+        names = list(variants)
         start = time.perf_counter()
-        for done in range(protocol.rounds):
-            if done >= MIN_ROUNDS and time.perf_counter() - start >= protocol.cap_s:
-                break
-            for position in rng.permutation(len(order)):
-                name = order[position]
-                rounds[name].append(_block(calls[name], kept[name]))
+        done, look = 0, protocol.rounds
+        while done < MIN_ROUNDS or time.perf_counter() - start < protocol.cap_s:
+            if reopen is not None and done and done % REOPENED == 0:
+                for name, variant in variants.items():
+                    _move(variant, reopen(name), feeds[name])
+            for position in rng.permutation(len(names)):
+                _block(variants[names[position]], energy)
+            done += 1
             if progress is not None:
-                progress(done + 1, protocol.rounds)
+                progress(done, max(done, look))
+            if done >= look:
+                if settled({name: v.rounds for name, v in variants.items()}):
+                    break
+                look = math.ceil(look * LOOKS)
+        for variant in variants.values():
+            if variant.session is not None:
+                variant.session.close()
     summaries = {
-        name: summarize(samples, batch=_batch(feeds[name]), threads=threads, seed=seed)
-        for name, samples in rounds.items()
+        name: summarize(
+            v.rounds,
+            batch=_batch(feeds[name]),
+            threads=threads,
+            warmup_s=v.warmup_s,
+            steady=v.steady,
+            energy_mj=bootstrap_median(v.energy_mj, seed) if v.energy_mj else None,
+            seed=seed,
+        )
+        for name, v in variants.items()
     }
-    return summaries, rounds
+    return Measured(summaries, {name: v.rounds for name, v in variants.items()})
 
 
-def throughput(
-    session: Session, feed_for_batch: Callable[[int], Feed], batches: Sequence[int], seconds: float
-) -> dict[str, float]:
-    """Images per second by batch size, each from calls for about `seconds` (at least two) after one that warms up.
+def ratios_known(samples: Samples, precision: float) -> bool:
+    """Whether every variant's ratio to the first one is known within `precision` (a share of it)."""
+    medians = [[float(np.median(r)) for r in rounds] for rounds in samples.values()]
+    ratios = [paired_ratio(own, medians[0]) for own in medians[1:]]
+    return all(max(r.high - r.value, r.value - r.low) <= precision * r.value for r in ratios)
 
-    Leaves out the sizes that the network refuses, as those with a static batch axis do.
-    """
-    found = {}
-    for batch in batches:
-        try:
-            call = session.bound(feed_for_batch(batch))
-        except EdgekdError:
-            continue
-        with _no_garbage_collection():
-            call()
-            count, start = 0, time.perf_counter()
-            while (elapsed := time.perf_counter() - start) < seconds or count < 2:
-                call()
-                count += 1
-        found[str(batch)] = count * batch / elapsed
+
+def _known(samples: Samples, precision: float) -> bool:
+    medians = [bootstrap_median([float(np.median(r)) for r in rounds]) for rounds in samples.values()]
+    return ratios_known(samples, precision) and all(
+        max(m.high - m.value, m.value - m.low) <= precision * m.value for m in medians
+    )
+
+
+def unsteadiness(latencies: Mapping[str, Latency], protocol: Protocol) -> list[str]:
+    """What the samples themselves say against a measurement: a sentence each, with what helps; empty if nothing."""
+    found = []
+    for name, latency in latencies.items():
+        p50, third = latency.p50, len(latency.round_p50) // 3
+        if not latency.steady:
+            found.append(f"{name} was not steady after {latency.warmup_s:.1f} s of warm-up: raise warmup_s")
+        change = float(np.median(latency.round_p50[-third:]) / np.median(latency.round_p50[:third]) - 1) if third else 0
+        if abs(change) > DRIFT:
+            more = "slower" if change > 0 else "faster"
+            found.append(
+                f"{name} became {abs(change):.0%} {more} from the first third of the rounds to the last: "
+                "throttling, or other work on the machine; see `sensors` and `ps -eo pcpu,comm --sort -pcpu | head`"
+            )
+        width = max(p50.high - p50.value, p50.value - p50.low) / p50.value if p50.value else 0
+        if width > 2 * protocol.precision and len(latency.round_p50) > MIN_ROUNDS:
+            found.append(
+                f"the median of {name} is known within {width:.1%} only, {protocol.precision:.1%} were asked: "
+                "raise cap_s, or measure on a quieter machine"
+            )
     return found
 
 
-def _calls_per_block(call: Callable[[], None], protocol: Protocol) -> int:
-    """Warm up, and see how many calls fill a block; the faster half of them tells what a warm call takes."""
-    taken: list[int] = []
+def _warmed_up(call: Callable[[], None], protocol: Protocol) -> _Variant:
+    """Call until two sets of windows agree, and see how many calls fill a block.
+
+    The faster half of the last window tells what a warm call takes.
+    """
+    medians: list[float] = []
     start = time.perf_counter()
-    while time.perf_counter() - start < protocol.warmup_s or len(taken) < MIN_CALLS:
-        begin = time.perf_counter_ns()
-        call()
-        taken.append(time.perf_counter_ns() - begin)
+    while True:
+        taken: list[int] = []
+        opened = time.perf_counter()
+        while time.perf_counter() - opened < protocol.warmup_s / (2 * WINDOWS) or len(taken) < MIN_CALLS:
+            begin = time.perf_counter_ns()
+            call()
+            taken.append(time.perf_counter_ns() - begin)
+        medians.append(float(np.median(taken)))
+        elapsed = time.perf_counter() - start
+        earlier, later = medians[-2 * WINDOWS : -WINDOWS], medians[-WINDOWS:]
+        if len(earlier) < WINDOWS or elapsed < protocol.warmup_s:
+            continue
+        steady = abs(float(np.median(later) / np.median(earlier)) - 1) <= TOLERANCE
+        if steady or elapsed >= PATIENCE * protocol.warmup_s:
+            break
     typical = max(float(np.percentile(taken, 25)), 1.0)
-    return max(MIN_CALLS, round(protocol.block_s * 1e9 / typical))
+    return _Variant(call, max(MIN_CALLS, round(protocol.block_s * 1e9 / typical)), elapsed, steady)
 
 
-def _block(call: Callable[[], None], kept: int) -> list[float]:
-    """Milliseconds of `kept` consecutive calls; a tenth as many, at least two, go before and are not kept."""
-    clock = time.perf_counter_ns
+def _move(variant: _Variant, session: Session, feed: Feed) -> None:
+    """Let a variant go on in a new session; the one that it was opened with stays with the caller."""
+    variant.call = session.bound(feed)
+    if variant.session is not None:
+        variant.session.close()
+    variant.session = session
+
+
+def _block(variant: _Variant, energy: EnergyCounter | None) -> None:
+    """Time `kept` consecutive calls; a tenth as many, at least two, go before and are not kept."""
+    clock, call, kept = time.perf_counter_ns, variant.call, variant.kept
     for _ in range(max(2, math.ceil(kept / 10))):
         call()
     taken = [0] * kept
+    before = energy() if energy is not None else 0.0
     for i in range(kept):
         begin = clock()
         call()
         taken[i] = clock() - begin
-    return [t / 1e6 for t in taken]
+    if energy is not None:
+        variant.energy_mj.append((energy() - before) * 1e3 / kept)
+    variant.rounds.append([t / 1e6 for t in taken])
 
 
 def _batch(feed: Feed) -> int:
@@ -126,7 +224,8 @@ def _batch(feed: Feed) -> int:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No garbage collection meanwhile."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -135,3 +234,24 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def pinned(cores: Sequence[int], where: str = "affinity") -> Iterator[None]:
+    """Run on these CPU cores only; threads that are started meanwhile stay on them. Nothing for no cores.
+
+    Raises UsageError for cores that this process may not use, or where the system cannot pin.
+    """
+    if not cores:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("this system cannot pin a process to cores", where=where, hint="leave affinity out")
+    before = os.sched_getaffinity(0)
+    if missing := sorted(set(cores) - before):
+        raise UsageError(f"no core {missing[0]} here", where=where, hint=f"there are: {', '.join(map(str, before))}")
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

@@ -11,9 +11,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..artifact import write_atomically
 from ..errors import ArtifactError, UsageError
 
-__all__ = ["Interval", "Latency", "Lineage", "ProfileResults", "Results", "Variant"]
+__all__ = [
+    "ClassFigures",
+    "Histogram",
+    "Interval",
+    "Latency",
+    "LayerTime",
+    "Lineage",
+    "ProfileResults",
+    "Results",
+    "Variant",
+]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class _Record(BaseModel):
@@ -28,19 +38,50 @@ class Interval(_Record):
     high: float
 
 
+class Histogram(_Record):
+    """Counts of samples in equal bins from `low` to `high`; what lies beyond is in the last bin."""
+
+    low: float
+    high: float
+    counts: list[int]
+
+
 class Latency(_Record):
     """Milliseconds per call of one variant, measured interleaved with the others."""
 
     p50: Interval
-    p90: float
-    p95: float
-    p99: float | None = Field(None, description="None where there are too few samples to know it")
+    p90: Interval
+    p95: Interval
+    p99: Interval | None = Field(None, description="None where there are too few samples to know it")
     mean: float
     spread: float = Field(description="(p75 - p25) / p50")
     samples: int
     round_p50: list[float] = Field(description="the median of each round: what intervals and ratios stand on")
+    curve: list[tuple[float, float]] = Field(default=[], description="(percentile, ms), denser towards 100")
+    histogram: Histogram | None = None
     batch: int
     threads: int
+    warmup_s: float = Field(0.0, description="seconds of calls until consecutive windows agreed")
+    steady: bool = Field(True, description="whether they agreed before the warm-up's cap")
+    energy_mj: Interval | None = Field(None, description="millijoules per call, where the device counts energy")
+
+
+class LayerTime(_Record):
+    """One operator of the optimised graph, as the runtime's own profiler times it."""
+
+    name: str
+    op: str
+    ms: float
+    share: float = Field(description="of all operators' time")
+
+
+class ClassFigures(_Record):
+    """One class on the test set; `precision` is None where the class was never answered, `recall` without images."""
+
+    name: str
+    images: int
+    recall: float | None
+    precision: float | None
 
 
 class Variant(_Record):
@@ -52,18 +93,25 @@ class Variant(_Record):
     precision: str = Field(description="fp32, int8, ...")
     origin: Literal["measured", "compiled", "estimated"] = "measured"
     metrics: dict[str, float] = Field(default={}, description="the task's metrics on the whole test split; fractions")
-    drop: Interval | None = Field(None, description="headline metric lost against the teacher, same images")
-    agreement: float | None = Field(None, description="share of test images with the teacher's answer")
+    drop: Interval | None = Field(None, description="headline metric lost against the first variant, same images")
+    mcnemar: float | None = Field(None, description="p of McNemar's exact test of that loss")
+    agreement: float | None = Field(None, description="share of test images with the first variant's answer")
+    classes: list[ClassFigures] = []
+    confusion: list[list[int]] = Field(default=[], description="[true class][answer], up to 100 classes")
+    correct: str | None = Field(None, description="bit per test image, base64: pairs this variant with other runs'")
     latency: Latency | None = None
-    speedup: Interval | None = Field(None, description="the teacher's p50 over this one's, from the same rounds")
-    throughput: dict[str, float] = Field(default={}, description="batch size -> images per second")
+    speedup: Interval | None = Field(None, description="the first variant's p50 over this one's, from the same rounds")
+    throughput: dict[str, Interval] = Field(default={}, description="batch size -> images per second")
+    offline: Interval | None = Field(None, description="images per second over a whole set, copies included")
     size_mb: float = Field(description="of the file, in 10^6 bytes")
     parameters: int | None = None
     macs: int | None = Field(None, description="multiply-accumulates per image")
     peak_memory_mb: float | None = Field(
         None, description="largest resident memory that a process with only it reached"
     )
+    load_ms: Interval | None = Field(None, description="to open the file in its runtime, in a process of its own")
     layers: dict[str, int] = Field(default={}, description="matrix layers of the optimised graph: int8 and float")
+    layer_times: list[LayerTime] = Field(default=[], description="slowest first")
 
 
 class ProfileResults(_Record):
@@ -75,6 +123,7 @@ class ProfileResults(_Record):
     settings: dict[str, Any] = Field(default={}, description="the whole profile, protocol included")
     rounds: int
     variants: list[Variant]
+    warnings: list[str] = Field(default=[], description="what disturbed this measurement, with what mends it")
 
 
 class Lineage(_Record):
@@ -98,6 +147,7 @@ class Results(_Record):
     headline: str = Field(description="the task's headline metric")
     direction: Literal["max", "min"] = "max"
     test_images: int
+    data: str = Field("", description="fingerprint of the data: only the same test images can be paired")
     classes: list[str]
     profiles: list[ProfileResults]
     lineage: list[Lineage] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,14 @@ import typer
 
 from ..errors import UsageError
 from .app import JsonOption, ProfileOption, app, print_json, print_text
+
+
+class OnInconclusive(StrEnum):
+    """Choices of --on-inconclusive."""
+
+    inconclusive = "inconclusive"
+    passed = "pass"
+    failed = "fail"
 
 
 @app.command()
@@ -50,39 +59,61 @@ def gate(
     rules: Annotated[
         Path | None, typer.Option(help="A TOML file with [gate] rules; default: the run's recipe.")
     ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="What `regress` compares with: a run or model, measured beside, or a committed JSON."),
+    ] = None,
     profile: ProfileOption = [],
+    on_inconclusive: Annotated[
+        OnInconclusive, typer.Option(help="What an inconclusive rule counts as.")
+    ] = OnInconclusive.inconclusive,
+    other_machine: Annotated[
+        bool, typer.Option("--allow-other-machine", help="Take a JSON baseline from another machine or runtime.")
+    ] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdicts as JUnit XML here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge measurements by rules: exit 0 when all pass, 1 when one fails, 4 when one cannot be told.
 
-    Example: edgekd gate runs/demo --rules gate.toml
+    Example: edgekd gate runs/demo --rules gate.toml --baseline main.onnx
     """
     from ..gate import exit_code, lines
-    from ..verdicts import gate_run, read_rules
+    from ..screen import watching
+    from ..verdicts import gate_stored, read_rules
 
     table = read_rules(rules) if rules is not None else None
-    if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
-        verdicts = gate_run(Path(paths[0]), table, profile)
-    elif table is None:
+    run = Path(paths[0]) if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file() else None
+    if run is None and table is None:
         raise UsageError("no rules to judge by", where="gate", hint="give --rules FILE with a [gate] table, or a run")
-    else:
-        from ..runs import gate_files
-        from ..screen import watching
+    with watching(False) as emit:
+        if run is not None and baseline is None:
+            results, verdicts = gate_stored(run, table, profile)
+        else:
+            from ..gating import gate_files, gate_run
 
-        with watching(False) as emit:
-            verdicts = gate_files(paths, table, profile, emit)
+            if run is not None:
+                results, verdicts = gate_run(run, table, profile, baseline, emit, other_machine=other_machine)
+            else:
+                assert table is not None
+                results, verdicts = gate_files(paths, table, profile, baseline, emit, other_machine=other_machine)
+    if junit is not None:
+        from ..artifact import write_atomically
+        from ..report import render
+
+        write_atomically(junit, render(results, verdicts, "junit"))
+    code = exit_code(verdicts, on_inconclusive.value)
     if as_json:
-        print_json({"exit_code": exit_code(verdicts), "verdicts": [v.model_dump(mode="json") for v in verdicts]})
+        print_json({"exit_code": code, "verdicts": [v.model_dump(mode="json") for v in verdicts]})
     else:
         for text in lines(verdicts):
             print_text(text)
-    raise typer.Exit(exit_code(verdicts))
+    raise typer.Exit(code)
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run, or a results.json.")],
-    format: Annotated[str, typer.Option(help="html, md, json or text.")] = "html",
+    format: Annotated[str, typer.Option(help="html, md, text, json, junit, csv or github-benchmark.")] = "html",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: stdout, or report.html in the run.")] = None,
 ) -> None:
     """Render a run's measurements.

@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import Problem, nearest
 
@@ -15,30 +15,50 @@ __all__ = ["OWN_METRICS", "RuleFor", "parse_rules"]
 QUANTILES = ("p50", "p90", "p95", "p99")
 #: Metrics that edgekd itself measures, with their bounds; every other name is a metric of the task.
 OWN_METRICS = {
-    "agreement": ("min",),
-    "macs": ("max",),
-    "parameters": ("max",),
-    "peak_memory_mb": ("max",),
-    "size_mb": ("max",),
+    "agreement": ("min", "regress"),
+    "energy_mj": ("max", "regress"),
+    "load_ms": ("max", "regress"),
+    "macs": ("max", "regress"),
+    "parameters": ("max", "regress"),
+    "peak_memory_mb": ("max", "regress"),
+    "size_mb": ("max", "regress"),
 }
-LATENCY_BOUNDS = ("max", "speedup")
-TASK_BOUNDS = ("min", "max", "drop")
-
-Limits = dict[tuple[str, str], float]
+LATENCY_BOUNDS = ("max", "speedup", "regress")
+TASK_BOUNDS = ("min", "max", "drop", "regress")
+#: What stands beside bounds: the stage that drop and speedup compare with, and whether accuracy's interval decides.
+MODIFIERS = ("against", "strict")
 
 
 @dataclass(frozen=True)
 class RuleFor:
-    """One limit on one profile: `metric` is `accuracy`, `latency.p50`, ...; `bound` is max, min, drop or speedup."""
+    """One limit on one profile: `metric` is `accuracy`, `latency.p50`, ...; `bound` max, min, drop, speedup, regress.
+
+    `against` names the variant that drop and speedup compare with (None: the first, the teacher); `strict` asks the
+    bound of the whole interval of a metric whose figure alone would decide.
+    """
 
     profile: str
     metric: str
     bound: str
     limit: float
+    against: str | None = None
+    strict: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.metric} {self.bound}"
+        beside = f" against {self.against}" if self.against else ""
+        return f"{self.metric} {self.bound}{beside}"
+
+
+class Limit(NamedTuple):
+    """A bound's limit with its modifiers."""
+
+    value: float
+    against: str | None = None
+    strict: bool = False
+
+
+Limits = dict[tuple[str, str], Limit]
 
 
 def parse_rules(table: dict[str, Any], profiles: list[str], where: str = "gate") -> tuple[list[RuleFor], list[Problem]]:
@@ -60,7 +80,7 @@ def parse_rules(table: dict[str, Any], profiles: list[str], where: str = "gate")
             for metric, bounds in value.items():
                 own[key].update(_limits(metric, bounds, [], f"{where}.{key}", problems))
     rules = [
-        RuleFor(profile, metric, bound, limit)
+        RuleFor(profile, metric, bound, *limit)
         for profile in profiles
         for (metric, bound), limit in {**general, **own.get(profile, {})}.items()
     ]
@@ -101,19 +121,60 @@ def _bounds(metric: str, value: Any, known: Sequence[str], where: str, problems:
         problems.append(Problem(place, f"must be a table with {' or '.join(known)}, got {value!r}", hint))
         return {}
     found: Limits = {}
-    for bound, limit in value.items():
+    modifiers = _modifiers(metric, value, place, problems)
+    bounds = {bound: limit for bound, limit in value.items() if bound not in MODIFIERS}
+    if not bounds:
+        problems.append(Problem(place, f"no limit in it, expected {' or '.join(known)}"))
+    for bound, given in bounds.items():
+        limit = _fraction(given) if bound == "regress" else given
         if bound not in known:
-            problems.append(Problem(f"{place}.{bound}", "unknown key", nearest(bound, known)))
+            problems.append(Problem(f"{place}.{bound}", "unknown key", nearest(bound, [*known, *MODIFIERS])))
         elif isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-            problems.append(Problem(f"{place}.{bound}", f"must be a number, got {limit!r}"))
+            expected = 'a share like "5%" or 0.05' if bound == "regress" else "a number"
+            problems.append(Problem(f"{place}.{bound}", f"must be {expected}, got {given!r}"))
         elif problem := _range_problem(metric, bound, limit):
             problems.append(Problem(f"{place}.{bound}", *problem))
         else:
-            found[metric, bound] = float(limit)
+            compares = bound in ("drop", "speedup")
+            against = modifiers.get("against") if compares else None
+            found[metric, bound] = Limit(float(limit), against, modifiers.get("strict", False))
+    if "against" in modifiers and not {"drop", "speedup"} & bounds.keys():
+        problems.append(Problem(f"{place}.against", "says what drop or speedup compares with, and there is neither"))
     return found
 
 
+def _modifiers(metric: str, value: dict[str, Any], place: str, problems: list[Problem]) -> dict[str, Any]:
+    found = {}
+    for key, kind, expected in (("against", str, "a stage's name"), ("strict", bool, "true or false")):
+        if key not in value:
+            continue
+        if key == "strict" and (metric.startswith("latency.") or metric in OWN_METRICS):
+            what = "is for metrics of the task: " + (
+                "a latency is always judged by its whole interval" if "latency" in metric else f"{metric} has none"
+            )
+            problems.append(Problem(f"{place}.{key}", what))
+        elif not isinstance(value[key], kind) or value[key] == "":
+            problems.append(Problem(f"{place}.{key}", f"must be {expected}, got {value[key]!r}"))
+        else:
+            found[key] = value[key]
+    return found
+
+
+def _fraction(given: Any) -> Any:
+    """0.05 of "5%" and of 0.05."""
+    if isinstance(given, str) and given.strip().endswith("%"):
+        try:
+            return float(given.strip()[:-1]) / 100
+        except ValueError:
+            return given
+    return given
+
+
 def _range_problem(metric: str, bound: str, limit: float) -> tuple[str, str | None] | None:
+    if bound == "regress":
+        if not 0 <= limit < 1:
+            return f"must be a share in [0, 1), got {limit:g}", '"5%" and 0.05 are the same'
+        return None
     if metric in ("accuracy", "agreement"):
         if bound == "drop" and not -1 < limit < 1:
             return f"must be a fraction in (-1, 1), got {limit}", "0.01 is one point"

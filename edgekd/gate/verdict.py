@@ -13,17 +13,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..artifact import write_atomically
 from ..errors import ArtifactError, UsageError
 
-__all__ = ["Unit", "Verdict", "bare", "exit_code", "lines", "read", "text", "write_gate"]
+__all__ = ["OnInconclusive", "Unit", "Verdict", "bare", "exit_code", "lines", "read", "text", "write_gate"]
 
 SCHEMA = 1
-Unit = Literal["points", "percent", "ms", "x", "MB", "count", "number"]
+Unit = Literal["points", "percent", "change", "ms", "x", "MB", "mJ", "count", "number"]
+OnInconclusive = Literal["inconclusive", "pass", "fail"]
 #: unit -> scale, digits, suffix
 UNITS: dict[Unit, tuple[float, int, str]] = {
     "points": (100.0, 2, " points"),
     "percent": (100.0, 2, " %"),
+    "change": (100.0, 1, " %"),
     "ms": (1.0, 3, " ms"),
     "x": (1.0, 2, "x"),
     "MB": (1.0, 2, " MB"),
+    "mJ": (1.0, 3, " mJ"),
     "count": (1.0, 0, ""),
     "number": (1.0, 4, ""),
 }
@@ -54,7 +57,8 @@ def text(unit: Unit, values: Sequence[float]) -> list[str]:
         f"{v:.{digits}f}" == f"{scaled[0]:.{digits}f}" and not math.isclose(v, scaled[0], abs_tol=1e-7) for v in scaled
     ):
         digits += 1
-    return [f"{v:,.{digits}f}{suffix}" for v in scaled]
+    sign = "+" if unit == "change" else ""
+    return [f"{v:{sign},.{digits}f}{suffix}" for v in scaled]
 
 
 def bare(shown: str) -> str:
@@ -76,10 +80,11 @@ def lines(verdicts: Sequence[Verdict]) -> list[str]:
     return body + [f"hint: {hint}" for hint in dict.fromkeys(v.hint for v in verdicts if v.hint)]
 
 
-def exit_code(verdicts: Sequence[Verdict]) -> int:
-    """0 all pass, 1 some rule failed, 4 none failed but some are inconclusive."""
+def exit_code(verdicts: Sequence[Verdict], on_inconclusive: OnInconclusive = "inconclusive") -> int:
+    """0 all pass, 1 some rule failed, 4 none failed but some are inconclusive, which may be taken for either."""
     found = {v.verdict for v in verdicts}
-    return 1 if "fail" in found else 4 if "inconclusive" in found else 0
+    inconclusive = {"pass": 0, "fail": 1, "inconclusive": 4}[on_inconclusive]
+    return 1 if "fail" in found else inconclusive if "inconclusive" in found else 0
 
 
 def write_gate(path: Path, verdicts: Sequence[Verdict]) -> None:

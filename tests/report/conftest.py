@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgekd.bench.results import Interval, Latency, Lineage, ProfileResults, Results, Variant
+from edgekd.bench.results import Histogram, Interval, Latency, Lineage, ProfileResults, Results, Variant
 
 Build = Callable[..., Results]
 
@@ -22,13 +22,21 @@ CHAIN: list[tuple[Any, ...]] = [
 ]
 
 
+def around(value: float, wobble: float = 0.01) -> Interval:
+    return Interval(value=value, low=value * (1 - wobble), high=value * (1 + wobble))
+
+
 def latency(p50: float, wobble: float = 0.01, rounds: int = 12) -> Latency:
     noise = random.Random(round(p50 * 1e6))
+    tail = [(50.0, 1.0), (75.0, 1.02), (90.0, 1.04), (95.0, 1.07), (99.0, 1.21), (99.9, 1.9)]
     return Latency(
-        p50=Interval(value=p50, low=p50 * (1 - wobble), high=p50 * (1 + wobble)),
-        p90=p50 * 1.04,
-        p95=p50 * 1.07,
-        p99=p50 * 1.21,
+        p50=around(p50, wobble),
+        p90=around(p50 * 1.04, wobble),
+        p95=around(p50 * 1.07, 2 * wobble),
+        p99=around(p50 * 1.21, 5 * wobble),
+        curve=[(0.0, p50 * 0.97), *((at, p50 * factor) for at, factor in tail)],
+        histogram=Histogram(low=p50 * 0.95, high=p50 * 1.25, counts=[40, 1200, 2000, 500, 160, 60, 20, 10, 5, 5]),
+        warmup_s=0.3,
         mean=p50 * 1.01,
         spread=0.03,
         samples=4000,
@@ -54,7 +62,9 @@ def chain(names: dict[str, str]) -> list[Variant]:
                 agreement=None if first else 0.96 - lost / 2,
                 latency=latency(p50),
                 speedup=None if first else Interval(value=ratio, low=ratio * 0.994, high=ratio * 1.006),
-                throughput={"1": 950 / p50, "8": 1210 / p50, "32": 1330 / p50},
+                throughput={"1": around(950 / p50), "8": around(1210 / p50), "32": around(1330 / p50)},
+                offline=around(1290 / p50),
+                load_ms=around(4 * p50 + 3, 0.1),
                 size_mb=size,
                 parameters=parameters,
                 macs=macs,

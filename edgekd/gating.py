@@ -1,0 +1,187 @@
+"""The gate at work: rules on a run or on files, with a baseline that is measured beside them or read from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .artifact import MANIFEST, Artifact
+from .bench import Results, Samples, paired_ratio, ratios_known
+from .data import Dataset, load
+from .errors import UsageError, nearest
+from .gate import OWN_METRICS, Baseline, RuleFor, Verdict
+from .profile import Profile, load_profile
+from .recipe import Component, Recipe, load_recipe
+from .registry import load_plugin
+from .runs import bench_paths, find_source
+from .scorecard import Candidate, measure
+from .tasks import make_task
+from .verdicts import judge_results, judge_stored, rules_of, stored
+
+__all__ = ["gate_files", "gate_run", "read_baseline"]
+
+Emit = Callable[[dict[str, Any]], None]
+BASELINE = "baseline"
+#: The ratio to the baseline is measured until it is known within this share of it.
+PRECISION = 0.01
+
+
+def gate_run(
+    directory: Path,
+    rules: dict[str, Any] | None,
+    profiles: Sequence[str],
+    baseline: str | None,
+    emit: Emit,
+    *,
+    other_machine: bool = False,
+) -> tuple[Results, list[Verdict]]:
+    """Verdicts on a run's results.json by `rules`, or by its recipe's; renews its gate.json and report.
+
+    A `baseline` that is a model is measured now, interleaved with the run's final file, where a rule compares with it.
+    Raises UsageError, RecipeError or StageError.
+    """
+    results, table, loaded, others = stored(directory, rules, profiles)
+    against = None
+    if baseline is not None:
+        against = read_baseline(baseline, other_machine)
+        asked = [r for r in rules_of(table, loaded, others) if r.bound == "regress"]
+        if against is None and asked:
+            own, base = final_file(directory), _model(baseline)
+            recipe = load_recipe(directory / "recipe.toml")
+            against = _measured_beside(own, base, baseline, loaded, asked, recipe, emit)
+    return results, judge_stored(directory, results, table, loaded, others, against)
+
+
+def gate_files(
+    paths: Sequence[str],
+    rules: dict[str, Any],
+    profiles: Sequence[str],
+    baseline: str | None,
+    emit: Emit,
+    *,
+    other_machine: bool = False,
+) -> tuple[Results, list[Verdict]]:
+    """Measurements of artifacts and ONNX files, and verdicts on the last one. Raises UsageError or StageError."""
+    against = read_baseline(baseline, other_machine) if baseline is not None else None
+    beside = [_model(baseline)] if baseline is not None and against is None else []
+    names = list(profiles) or ["cpu-x86"]
+    asked = rules_of(rules, [load_profile(name, "--profile") for name in names])
+    results = bench_paths(paths, profiles, emit, beside=beside, settled=_settled(asked, len(beside)), brief=True)
+    loaded = [Profile.model_validate(p.settings) for p in results.profiles]
+    if beside:
+        pairs = [p.model_copy(update={"variants": [p.variants[-1], p.variants[-2]]}) for p in results.profiles]
+        against = Baseline(results.model_copy(update={"profiles": pairs}), str(baseline), interleaved=True)
+        ours = [p.model_copy(update={"variants": p.variants[:-1]}) for p in results.profiles]
+        results = results.model_copy(update={"profiles": ours})
+    return results, judge_results(results, rules, loaded, baseline=against)
+
+
+def read_baseline(text: str, other_machine: bool = False) -> Baseline | None:
+    """A baseline from a JSON document; None where `text` names a model to measure. Raises UsageError."""
+    path = Path(text)
+    if path.suffix == ".json":
+        return Baseline(Results.read(path), text, other_machine=other_machine)
+    if path.is_dir() and (path / "results.json").is_file() and not any(path.glob(f"*/{MANIFEST}")):
+        return Baseline(Results.read(path / "results.json"), text, other_machine=other_machine)
+    return None
+
+
+def final_file(directory: Path) -> Candidate:
+    """The last variant of a run as its measurements name it, found without planning its recipe anew.
+
+    A baseline's recipe may name files of another checkout. Raises UsageError when nothing fits.
+    """
+    results = Results.read(directory / "results.json")
+    last = next((p.variants[-1] for p in results.profiles if p.variants), None)
+    if last is None:
+        raise UsageError(f"nothing was measured in {directory}", hint=f"edgekd bench {directory}")
+    for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
+        artifact = Artifact.open(manifest.parent, verify=False)
+        if artifact.key != last.key:
+            continue
+        artifact = Artifact.open(manifest.parent)
+        if artifact.manifest.kind == "export":
+            return Candidate(last.name, artifact.file("model.onnx"), artifact)
+        for file in sorted((directory / ".onnx").glob(f"*-{artifact.key[:12]}-*.onnx")):
+            return Candidate(last.name, file, artifact)
+    raise UsageError(
+        f"the final file of {directory} is gone", hint=f"run it again: edgekd run {directory / 'recipe.toml'}"
+    )
+
+
+def _model(text: str) -> Candidate:
+    path = Path(text)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            near = nearest(str(path), [str(p) for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else [])
+            raise UsageError(f"no baseline at {text}", where="--baseline", hint=near)
+        return Candidate(BASELINE, path, None)
+    if not path.exists() and ":" not in text:
+        hint = "a run, an artifact, an .onnx file, or a JSON of `edgekd baseline update`"
+        raise UsageError(f"no baseline at {text}", where="--baseline", hint=hint)
+    if (path / "recipe.toml").is_file():
+        return replace(final_file(path), name=BASELINE)
+    artifact = find_source(text).artifact
+    if artifact.manifest.kind != "export":
+        raise UsageError(f"{text} is no exported model", where="--baseline", hint="give the run that it lies in")
+    return Candidate(BASELINE, artifact.file("model.onnx"), artifact)
+
+
+def _measured_beside(
+    own: Candidate,
+    base: Candidate,
+    where: str,
+    profiles: Sequence[Profile],
+    rules: Sequence[RuleFor],
+    recipe: Recipe,
+    emit: Emit,
+) -> Baseline:
+    """The baseline and our file measured in the same rounds; accuracies only where a rule asks for them."""
+    data: Dataset | None = None
+    for plugin in recipe.plugins:
+        load_plugin(Path(plugin))
+    if any(not r.metric.startswith("latency.") and r.metric not in OWN_METRICS for r in rules):
+        data = load(recipe.data, recipe.seed)
+    own = own if own.name != BASELINE else replace(own, name=f"{BASELINE}-now")
+    results = measure(
+        [base, own],
+        profiles,
+        data=data,
+        task=make_task(recipe.task if data is not None else Component(use="classification")),
+        name=recipe.name,
+        command="",
+        emit=emit,
+        settled=_settled(rules, 1),
+        brief=True,
+    )
+    return Baseline(results, where, interleaved=True)
+
+
+def _settled(rules: Sequence[RuleFor], baselines: int) -> Callable[[str, Samples], bool] | None:
+    """When the rounds may end: ratios are known well enough, and no limit lies inside the interval that it judges.
+
+    Only one look is taken at the verdict. Where it is open the rounds go on to the cap: whoever looks after every
+    round and stops at the first clear answer finds differences that are not there.
+    """
+    if not baselines:
+        return None
+    open_still: set[str] = set()
+
+    def settled(profile: str, samples: Samples) -> bool:
+        limits = [r.limit for r in rules if (r.profile, r.metric, r.bound) == (profile, "latency.p50", "regress")]
+        if profile in open_still or not ratios_known(samples, PRECISION):
+            return False
+        medians = {name: [float(np.median(r)) for r in rounds] for name, rounds in samples.items()}
+        names = list(medians)
+        own = next(name for name in reversed(names) if name != BASELINE)
+        worse = paired_ratio(medians[own], medians[BASELINE])
+        if any(worse.low - 1 <= limit < worse.high - 1 for limit in limits):
+            open_still.add(profile)
+            return False
+        return True
+
+    return settled
