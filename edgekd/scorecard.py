@@ -25,7 +25,7 @@ from .bench import (
     energy_counter,
     environment,
     evaluate,
-    footprint,
+    footprint_of,
     layer_times,
     mcnemar,
     measure_latency,
@@ -208,7 +208,7 @@ def _on_profile(
         for session in sessions.values():
             session.close()
         for candidate in candidates:
-            found = footprint(candidate.file, feeds[candidate.name], threads)
+            found = footprint_of(candidate.file, feeds[candidate.name], threads)
             extras.setdefault(candidate.name, {}).update(found._asdict())
             if not brief and profile.runtime == "onnxruntime":
                 extras[candidate.name]["layer_times"] = layer_times(candidate.file, feeds[candidate.name], threads)

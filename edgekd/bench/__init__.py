@@ -5,13 +5,13 @@ from __future__ import annotations
 from .energy import energy_counter
 from .env import disturbances, environment, same_machine
 from .evaluate import evaluate
-from .footprint import footprint
+from .footprint import footprint_of
 from .layers import layer_times
 from .measure import Samples, measure_latency, pinned, ratios_known, unsteadiness
 from .quality import calibration_error, class_figures, confusion_matrix, packed, unpacked
+from .rates import offline, throughput
 from .results import Interval, Latency, Lineage, ProfileResults, Results, Variant
 from .stats import bootstrap_median_by_round, mcnemar, paired_drop, paired_ratio, speedup, unpaired_ratio, wilson
-from .throughput import offline, throughput
 
 __all__ = [
     "Interval",
@@ -29,7 +29,7 @@ __all__ = [
     "energy_counter",
     "environment",
     "evaluate",
-    "footprint",
+    "footprint_of",
     "layer_times",
     "mcnemar",
     "measure_latency",

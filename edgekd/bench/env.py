@@ -64,7 +64,7 @@ def disturbances(environment: dict[str, Any]) -> list[str]:
             f"a CPU quota of {quota:g} cores on {cores}: the container is stopped in the middle of calls; "
             "start it with --cpuset-cpus instead of --cpus"
         )
-    if environment["turbo"]:
+    if environment.get("turbo"):
         warnings.append(
             "turbo is on: clocks depend on the temperature; ratios hold, milliseconds vary; "
             "`echo 1 | sudo tee /sys/devices/system/cpu/intel_pstate/no_turbo`, or 0 to cpufreq/boost"

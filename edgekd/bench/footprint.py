@@ -14,7 +14,7 @@ from ..runtimes import Feed
 from .results import Interval
 from .stats import bootstrap_median
 
-__all__ = ["Footprint", "footprint"]
+__all__ = ["Footprint", "footprint_of"]
 
 TIMEOUT_S = 300.0
 
@@ -26,7 +26,7 @@ class Footprint(NamedTuple):
     load_ms: Interval
 
 
-def footprint(file: Path, feed: Feed, threads: int) -> Footprint:
+def footprint_of(file: Path, feed: Feed, threads: int) -> Footprint:
     """Largest resident memory, in 10^6 bytes, of a process that opens only this file and calls it a few times.
 
     And the median of the milliseconds that opening the file takes there, the first time included.

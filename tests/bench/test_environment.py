@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgekd.bench import disturbances, env, environment
+import pytest
+
+from edgekd.bench import disturbances, energy_counter, env, environment, same_machine
+from edgekd.bench.accelerators import gpus, power_mode
 
 
 def test_environment_describes_this_machine():
@@ -55,3 +58,58 @@ def test_cpu_quota_of_both_cgroup_versions(tmp_path):
     assert env._cpu_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert env._cpu_quota(tmp_path) == 2.5
+
+
+SMI = """\
+NVIDIA H100 80GB HBM3, 570.86.15, 345, 1980, 2619, 34, 700.00, Enabled, 0x0000000000000001
+NVIDIA T4, 570.86.15, 300, 1590, 5001, 84, 70.00, Disabled, 0x0000000000000044
+nonsense
+"""
+
+
+def test_gpus_and_what_slows_them_down_are_read():
+    idle, hot = gpus(SMI)
+    assert (idle["name"], idle["clocks.max.sm"], idle["throttled"]) == ("NVIDIA H100 80GB HBM3", "1980", [])
+    assert hot["throttled"] == ["power cap", "hardware thermal slowdown"]
+    told = disturbances({**QUIET, "gpus": [idle, hot]})
+    assert len(told) == 2
+    assert "NVIDIA T4 is slowed down by power cap, hardware thermal slowdown" in told[0]
+    assert "sudo nvidia-smi -pm 1" in told[1]
+
+
+def test_a_jetson_in_a_capped_power_mode_is_told():
+    assert power_mode("NV Power Mode: 15W\n1\n") == "15W"
+    assert power_mode("") is None
+    capped = {**QUIET, "jetson": "R36 (release)", "power_mode": "15W"}
+    assert "nvpmodel -m 0" in disturbances(capped)[0]
+    assert disturbances({**capped, "power_mode": "MAXN"}) == []
+    assert "no_turbo" in disturbances({**QUIET, "turbo": True})[0]
+
+
+def test_the_same_machine_is_known_by_what_changes_latencies():
+    here = environment()
+    assert same_machine(here, {**here, "load_average": [9.0, 9, 9], "python": "3.99"}) == []
+    other = {**here, "cpu": "Other CPU", "instruction_sets": ["avx2"]}
+    assert [text.partition(" ")[0] for text in same_machine(other, here)] == ["cpu", "instruction"]
+    assert same_machine({**here, "power_mode": "15W"}, {**here, "power_mode": "MAXN"}) == [
+        "power mode '15W' and here 'MAXN'"
+    ]
+    card = {"name": "T4"}
+    assert "GPUs ['T4'] and here []" in same_machine({**here, "gpus": [card]}, here)
+
+
+def test_energy_is_read_from_the_packages_and_survives_a_wrap(tmp_path):
+    for i, (name, joules) in enumerate((("package-0", 5), ("core", 3), ("package-1", 1))):
+        zone = tmp_path / f"intel-rapl:{i}"
+        zone.mkdir()
+        (zone / "name").write_text(name + "\n")
+        (zone / "max_energy_range_uj").write_text("9999999\n")
+        (zone / "energy_uj").write_text(f"{joules * 1_000_000}\n")
+    counter = energy_counter(tmp_path)
+    start = counter()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("7000000\n")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("9000000\n")  # a part of the package: counted there
+    assert counter() - start == pytest.approx(2.0)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1000000\n")  # over the end: 3 + 1
+    assert counter() - start == pytest.approx(6.0)
+    assert energy_counter(tmp_path / "none") is None

@@ -11,10 +11,14 @@ from edgekd.bench import stats
 from edgekd.bench.stats import (
     bootstrap_median,
     bootstrap_median_by_round,
+    bootstrap_quantile_by_round,
+    mcnemar,
     paired_drop,
     paired_ratio,
     speedup,
     summarize,
+    unpaired_ratio,
+    wilson,
 )
 from edgekd.errors import UsageError
 
@@ -103,9 +107,16 @@ def test_summary_of_samples():
     found = summarize(rounds.tolist(), batch=8, threads=2)
     everything = np.sort(rounds.ravel())
     assert found.samples == 670
-    assert found.p99 == pytest.approx(np.percentile(everything, 99))
-    assert found.p90 == pytest.approx(np.percentile(everything, 90))
-    assert found.p95 == pytest.approx(np.percentile(everything, 95))
+    assert found.p99.value == pytest.approx(np.percentile(everything, 99))
+    assert found.p90.value == pytest.approx(np.percentile(everything, 90))
+    assert found.p95.value == pytest.approx(np.percentile(everything, 95))
+    assert all(q.low < q.value < q.high for q in (found.p90, found.p95, found.p99))
+    assert found.histogram is not None
+    assert sum(found.histogram.counts) == 670
+    assert found.histogram.counts[-1] >= 6  # beyond p99
+    curve = dict(found.curve)
+    assert (curve[50.0], curve[99.0]) == pytest.approx((np.median(everything), np.percentile(everything, 99)))
+    assert 99.9 not in curve  # of 670 samples less than one lies beyond
     assert found.mean == pytest.approx(everything.mean())
     q1, q2, q3 = np.percentile(everything, [25, 50, 75])
     assert found.spread == pytest.approx((q3 - q1) / q2)
@@ -151,6 +162,64 @@ def test_paired_drop_of_few_images():
     for a, b in (([], []), ([True], [True, False])):
         with pytest.raises(UsageError, match="same images"):
             paired_drop(a, b)
+
+
+@pytest.mark.parametrize("rounds_vary", [0.0, 0.02])
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_quantile_interval_covers_about_95_percent(share, rounds_vary):
+    rng = np.random.default_rng(5)
+
+    def sample(rounds, n):
+        x = rng.normal(0, rounds_vary, (rounds, 1)) + rng.normal(0, 0.1, (rounds, n))
+        return np.exp(x + np.where(rng.random((rounds, n)) < 0.2, 0.5, 0))
+
+    truth = np.quantile(sample(4000, 400), share)
+    found = [bootstrap_quantile_by_round(sample(16, 80), share, seed=i) for i in range(400)]
+    assert 0.91 <= np.mean([f.low <= truth <= f.high for f in found]) <= 0.99  # three standard errors of 400 trials
+    assert np.median([f.high - f.low for f in found]) < 0.35 * truth
+
+
+def test_quantile_interval_of_one_round_and_of_nonsense():
+    found = bootstrap_quantile_by_round([[1.0, 2.0, 3.0]], 0.5)
+    assert (found.low, found.value, found.high) == (2.0, 2.0, 2.0)
+    for wrong in ([], [[]], [[1.0, float("inf")]]):
+        with pytest.raises(ValueError, match="finite samples"):
+            bootstrap_quantile_by_round(wrong, 0.5)
+
+
+def test_unpaired_ratio_covers_the_ratio_of_independent_sessions():
+    rng = np.random.default_rng(0)
+    found = [
+        unpaired_ratio(3 * np.exp(rng.normal(0, 0.05, 12)), np.exp(rng.normal(0, 0.02, 20)), seed=i) for i in range(400)
+    ]
+    assert 0.91 <= np.mean([f.low <= 3 <= f.high for f in found]) <= 0.99
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(9, 3), (0, 0), (0, 7), (40, 41), (500, 400)])
+def test_mcnemar_is_the_exact_binomial_test(lost, gained):
+    a = np.array([1] * lost + [0] * gained + [1] * 50, dtype=bool)
+    b = np.array([0] * lost + [1] * gained + [1] * 50, dtype=bool)
+    n = lost + gained
+    expected = reference.binomtest(min(lost, gained), n).pvalue if n else 1.0
+    assert mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_wilson_solves_its_equation():
+    found = wilson(0.92, 500)
+    for end in (found.low, found.high):
+        assert abs(0.92 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 500), rel=1e-5)
+    assert wilson(1.0, 10).high == 1.0
+    assert wilson(0.0, 10).low == 0.0
+
+
+def test_paired_drop_agrees_with_a_bootstrap_of_the_difference():
+    rng = np.random.default_rng(2)
+    a = rng.random(2000) < 0.92
+    b = np.where(rng.random(2000) < 0.06, ~a, a)
+    picks = rng.integers(0, 2000, (4000, 2000))
+    low, high = np.quantile((a[picks].astype(int) - b[picks]).mean(axis=1), [0.025, 0.975])
+    found = paired_drop(a, b)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.0012)
 
 
 def test_nan_is_no_latency():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_onnx
 
-from edgekd.bench import footprint, memory, peak_memory_mb
+from edgekd.bench import footprint, footprint_of, memory
 from edgekd.errors import StageError, UsageError
 
 FEED = {"x": np.ones((1, 1), np.float32)}
@@ -16,10 +16,17 @@ def test_peak_memory_counts_buffers_and_not_this_process(tmp_path):
     small = tiny_onnx.expanding(tmp_path / "small.onnx", megabytes=1)
     large = tiny_onnx.expanding(tmp_path / "large.onnx", megabytes=200)
     ballast = np.ones(60_000_000)  # 480 MB here: Linux hands ru_maxrss over to a child
-    first, second = peak_memory_mb(small, FEED, 1), peak_memory_mb(large, FEED, 1)
+    first, second = (footprint_of(file, FEED, 1).peak_memory_mb for file in (small, large))
     assert ballast.sum() > 0
     assert 20 < first < 300
     assert second - first > 190
+
+
+def test_load_time_is_that_of_opening_the_file(tmp_path):
+    few, many = (tiny_onnx.chain(tmp_path / f"{n}.onnx", width=512, layers=n) for n in (1, 60))
+    fast, slow = (footprint_of(file, {"x": np.ones((1, 512), np.float32)}, 1).load_ms for file in (few, many))
+    assert 0 < fast.low <= fast.value <= fast.high
+    assert slow.low > 3 * fast.value  # sixty times the weights
 
 
 def test_the_child_does_not_import_torch():
@@ -33,11 +40,11 @@ def test_failures_keep_their_kind(tmp_path, monkeypatch):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"noise")
     with pytest.raises(UsageError, match="not a model") as caught:
-        peak_memory_mb(broken, FEED, 1)
+        footprint_of(broken, FEED, 1)
     assert caught.value.problem.where == str(broken)
     monkeypatch.setattr(footprint, "TIMEOUT_S", 0.001)
     with pytest.raises(StageError, match="did not end within"):
-        peak_memory_mb(broken, FEED, 1)
+        footprint_of(broken, FEED, 1)
 
 
 def test_inputs_are_written_out_and_read_back():
