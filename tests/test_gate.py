@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+from edgekd.bench import wilson
 from edgekd.bench.results import Interval, Latency, ProfileResults, Results, Variant
 from edgekd.errors import ArtifactError, RecipeError, UsageError
 from edgekd.gate import RuleFor, Verdict, exit_code, judge, lines, parse_rules, read, write_gate
 
 
 def latency(p50: Interval, p99: float | None = 3.0) -> Latency:
+    p90, p95 = (Interval(value=p50.value * k, low=p50.value * k * 0.9, high=p50.value * k * 1.1) for k in (1.1, 1.2))
+    tail = Interval(value=p99, low=p99 * 0.9, high=p99 * 1.1) if p99 is not None else None
     return Latency(
-        p50=p50, p90=p50.value * 1.1, p95=p50.value * 1.2, p99=p99, mean=p50.value, spread=0.02, samples=500,
+        p50=p50, p90=p90, p95=p95, p99=tail, mean=p50.value, spread=0.02, samples=500,
         round_p50=[p50.value] * 12, batch=1, threads=1,
     )  # fmt: skip
 
@@ -93,10 +96,46 @@ def test_a_limit_met_exactly_does_not_fail_by_a_rounding_error() -> None:
     assert one("accuracy", "drop", 0.01, TEACHER, exact).verdict == "pass"
 
 
-def test_other_quantiles_are_judged_on_the_figure() -> None:
-    assert one("latency.p95", "max", 1.2).verdict == "pass"
-    assert one("latency.p95", "max", 1.19).verdict == "fail"
-    assert one("latency.p95", "speedup", 4.0).found == pytest.approx(4.0)
+def test_other_quantiles_have_intervals_too() -> None:
+    assert one("latency.p95", "max", 1.33).verdict == "pass"  # 1.2 [1.08, 1.32]
+    assert one("latency.p95", "max", 1.2).verdict == "inconclusive"
+    assert one("latency.p95", "max", 1.07).verdict == "fail"
+    ratio = one("latency.p95", "speedup", 3.0)
+    assert (ratio.found, ratio.verdict) == (pytest.approx(4.0), "pass")
+    assert ratio.low is not None
+    assert 3.2 < ratio.low < 3.5  # both sides within a tenth: together more than a tenth, less than a fifth
+
+
+def test_drop_and_speedup_against_another_stage() -> None:
+    middle = variant("prune", 0.915, (2.0, 1.9, 2.1))
+    document = results(TEACHER, middle, student())
+    rules = [
+        RuleFor("cpu-x86", "accuracy", "drop", 0.006, against="prune"),
+        RuleFor("cpu-x86", "latency.p50", "speedup", 2.5, against="prune"),
+    ]
+    drop, speedup = judge(document, rules)
+    assert drop.rule == "accuracy drop against prune"
+    assert drop.found == pytest.approx(0.005)
+    assert (drop.verdict, speedup.verdict, speedup.found) == ("pass", "fail", 2.0)
+    with pytest.raises(UsageError, match="no variant 'prun'"):
+        judge(document, [RuleFor("cpu-x86", "accuracy", "drop", 0.1, against="prun")])
+    with pytest.raises(UsageError, match="beside a student"):
+        judge(document, [RuleFor("cpu-x86", "accuracy", "drop", 0.1, against="student")])
+
+
+def test_strict_asks_it_of_the_whole_interval() -> None:
+    def strict(bound: str, limit: float) -> Verdict:
+        (verdict,) = judge(results(TEACHER, student()), [RuleFor("cpu-x86", "accuracy", bound, limit, strict=True)])
+        return verdict
+
+    assert one("accuracy", "drop", 0.015).verdict == "pass"
+    assert strict("drop", 0.015).verdict == "inconclusive"  # 0.01 [-0.002, 0.022]
+    assert "not told apart by 100 test images" in strict("drop", 0.015).shown
+    assert strict("drop", 0.0221).verdict == "pass"
+    assert strict("drop", -0.0021).verdict == "fail"
+    low = wilson(0.91, 100).low
+    assert strict("min", low - 1e-6).verdict == "pass"
+    assert strict("min", low + 1e-6).verdict == "inconclusive"
 
 
 def test_p99_of_too_few_samples_is_inconclusive_with_the_reason() -> None:
@@ -191,9 +230,15 @@ def test_all_problems_of_a_table_at_once() -> None:
         "cpu-x68": {"accuracy": {"min": 0.9}},
         "cpu-x86": {"top5": 0.9},
         "f1": {"min": math.inf},
+        "loss": {"regress": "five"},
+        "top1": {"min": 0.5, "against": "prune"},
+        "top2": {"strict": True},
+        "top3": {"min": 0.5, "strict": 1},
+        "load_ms": {"max": 5, "strict": True},
+        "ece": {"regress": 5},
     }
     rules, problems = parse_rules(table, ["cpu-x86"])
-    assert rules == []
+    assert {r.metric for r in rules} == {"top1", "top3", "load_ms"}  # their limits were right
     found = {p.where: p for p in problems}
     assert set(found) == {
         "gate.accuracy.mim",
@@ -210,6 +255,12 @@ def test_all_problems_of_a_table_at_once() -> None:
         "gate.cpu-x68",
         "gate.cpu-x86.top5",
         "gate.f1.min",
+        "gate.loss.regress",
+        "gate.top1.against",
+        "gate.top2",
+        "gate.top3.strict",
+        "gate.load_ms.strict",
+        "gate.ece.regress",
     }
     assert found["gate.accuracy.mim"].hint == "did you mean 'min'?"
     assert found["gate.latency.p95.speed"].hint == "did you mean 'speedup'?"
@@ -217,6 +268,12 @@ def test_all_problems_of_a_table_at_once() -> None:
     assert found["gate.cpu-x68"].hint == "did you mean 'cpu-x86'?"
     assert found["gate.accuracy.drop"].hint == "0.01 is one point"
     assert found["gate.agreement.min"].hint == "0.95 is 95 %"
+
+
+def test_regress_is_a_share_of_the_baselines_figure() -> None:
+    rules, problems = parse_rules({"latency": {"p50": {"regress": "5%"}}, "size_mb": {"regress": 0.1}}, ["cpu-x86"])
+    assert not problems
+    assert [(r.name, r.limit) for r in rules] == [("latency.p50 regress", 0.05), ("size_mb regress", 0.1)]
 
 
 def test_no_table_is_no_rules() -> None:
@@ -230,6 +287,8 @@ def test_no_table_is_no_rules() -> None:
 def test_exit_codes(verdicts: list[Any], code: int) -> None:
     made = [one("size_mb", "max", 1).model_copy(update={"verdict": v}) for v in verdicts]
     assert exit_code(made) == code
+    assert exit_code(made, "fail") == (1 if code == 4 else code)
+    assert exit_code(made, "pass") == (0 if code == 4 else code)
 
 
 def test_terminal_lines_are_aligned_and_hints_come_last_and_once() -> None:

@@ -86,7 +86,7 @@ def _task_metric(results: Results, profile: ProfileResults, chosen: Variant, rul
     reference = _reference(profile, chosen, rule)
     if metric not in reference.metrics:
         raise _no_reference(chosen, rule)
-    if is_headline and (drop := _paired(results, reference, chosen)) is not None:
+    if is_headline and (drop := _paired(results, reference, chosen, rule.against is None)) is not None:
         interval, p = drop
         note = f", McNemar p = {p:.2g}" if p is not None else ""
         return Figure(interval.value, unit, interval.low, interval.high, by_interval=rule.strict, note=note)
@@ -102,14 +102,14 @@ def _metric_of(results: Results, chosen: Variant, rule: RuleFor) -> str:
     return metric
 
 
-def _paired(results: Results, reference: Variant, chosen: Variant) -> tuple[Interval, float | None] | None:
+def _paired(results: Results, reference: Variant, chosen: Variant, first: bool) -> tuple[Interval, float | None] | None:
     """What the headline metric lost on the same images, with McNemar's p."""
     if reference.correct and chosen.correct and results.direction == "max":
         bits = [unpacked(text, results.test_images) for text in (reference.correct, chosen.correct)]
         found = paired_drop(*bits)
         if math.isclose(found.value, reference.metrics[results.headline] - chosen.metrics[results.headline]):
             return found, mcnemar(*bits)
-    return (chosen.drop, chosen.mcnemar) if chosen.drop is not None else None
+    return (chosen.drop, chosen.mcnemar) if first and chosen.drop is not None else None
 
 
 def _latency(profile: ProfileResults, chosen: Variant, rule: RuleFor) -> Figure | None:
