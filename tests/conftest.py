@@ -16,6 +16,7 @@ extends = "cpu-x86"
 description = "as little measuring as can be"
 [protocol]
 rounds = 3
+precision = 10.0
 block_s = 0.01
 warmup_s = 0.01
 batches = [1]

@@ -25,7 +25,7 @@ from edgekd.single import run_single
 
 ROOT = Path(__file__).parent.parent
 OWN = ROOT / "examples" / "bring_your_own"
-QUICK = "[protocol]\nrounds = 3\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
+QUICK = "[protocol]\nrounds = 3\nprecision = 10.0\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
 
 
 @pytest.fixture(scope="module")

@@ -147,7 +147,7 @@ def test_objectives_of_a_distillation_are_in_the_keys_of_what_heals_by_them() ->
 
 def test_what_a_profile_says_is_in_the_keys_of_what_follows_it(base: list[str]) -> None:
     Path("wide.toml").write_text('extends = "cpu-x86"\nchannel_multiple = 4\n')
-    Path("slow.toml").write_text('extends = "cpu-x86"\n[protocol]\nrounds = 3\n')
+    Path("slow.toml").write_text('extends = "cpu-x86"\n[protocol]\nrounds = 3\nprecision = 10.0\n')
     changed = keys(profiles=["wide.toml"])
     assert changed[:2] == base[:2]
     assert not set(changed[2:]) & set(base[2:])

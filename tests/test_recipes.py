@@ -22,7 +22,7 @@ from edgekd.shipped import shipped
 
 RECIPES = sorted(shipped("recipes").glob("*.toml"))
 OF_TRAINING = ("teacher", "distill")
-QUICK = "[protocol]\nrounds = 3\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
+QUICK = "[protocol]\nrounds = 3\nprecision = 10.0\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n"
 
 
 def few_digits() -> Source:

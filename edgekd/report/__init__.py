@@ -11,13 +11,13 @@ from .model import VerdictLike, prepare
 
 __all__ = ["FORMATS", "Format", "render"]
 
-Format = Literal["html", "md", "json", "text"]
+Format = Literal["html", "md", "text", "json", "junit", "csv", "github-benchmark"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SCHEMA = 1
 
 
 def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) -> str:
-    """The report as one self-contained HTML page, as Markdown for a pull request, as text, or as one JSON document."""
+    """The report as one self-contained HTML page, as Markdown for a pull request, as text, or for other programs."""
     match format:
         case "html":
             from .html import html
@@ -33,6 +33,18 @@ def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) ->
             return terminal(prepare(results, verdicts))
         case "json":
             return as_json(results, verdicts)
+        case "junit":
+            from .junit import junit
+
+            return junit(results, verdicts)
+        case "csv":
+            from .sheet import as_csv
+
+            return as_csv(results)
+        case "github-benchmark":
+            from .sheet import benchmark_json
+
+            return benchmark_json(results)
         case _:
             assert_never(format)
 

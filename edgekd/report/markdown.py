@@ -12,13 +12,16 @@ __all__ = ["markdown"]
 
 STATUS = {"pass": "✅ gate passes", "fail": "❌ gate fails", "inconclusive": "❔ gate inconclusive"}
 MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
-COLUMNS = ("quality", "drop", "p50", "p95", "speedup", "macs_ratio", "size", "layers")
+COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers")
+#: What CI finds its own comment by.
+WORST = 10
+MARKER = "<!-- edgekd -->"
 
 
 def markdown(page: Page) -> str:
     """The same figures as the HTML page, without the drawings."""
     status = f" · {STATUS[page.status]}" if page.status in STATUS else ""
-    parts = [f"## {escape(page.results.name)}{status}"]
+    parts = [MARKER, f"## {escape(page.results.name)}{status}"]
     for profile in page.profiles:
         parts += _profile(profile, titled=len(page.profiles) > 1)
     facts = [("data", page.data), *page.environment]
@@ -50,12 +53,20 @@ def _profile(p: ProfileView, titled: bool) -> list[str]:
         cells = [escape(f"{row.cells[key].text} {row.cells[key].under}".strip()) for key, _, _ in columns]
         name = f"{escape(row.name)} ({escape(row.tags[0])})"
         rows.append([f"**{name}**" if row.final else name, *cells])
+    parts += [f"> ⚠️ {escape(text)}" for text in p.warnings]
     parts.append(_table(header, rows, "l" + "r" * len(columns)))
     if p.verdicts:
         gate = [[MARKS[v.verdict], escape(v.rule), escape(v.allowed), escape(v.shown)] for v in p.verdicts]
         parts.append(_table(["gate", "rule", "allowed", "found"], gate, "llll"))
         hints = dict.fromkeys(v.hint for v in p.verdicts if v.hint)
         parts += ["\n".join(f"- hint: {escape(hint)}" for hint in hints)] if hints else []
+    if p.classes:
+        worst = [[escape(c.name), c.recall, c.precision, str(c.images)] for c in p.classes[:WORST]]
+        table = _table(["class", "recall", "precision", "images"], worst, "lrrr")
+        pairs = "; ".join(f"{escape(true)} taken for {escape(answer)}: {n}" for true, answer, n in p.confused[:5])
+        title = f"Classes of {escape(p.rows[-1].name)}, worst first"
+        text = "\n\n".join(filter(None, (table, f"Most confused: {pairs}" if pairs else "")))
+        parts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
     return parts
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..bench.results import Lineage, ProfileResults, Results, Variant
 from . import figures as f
+from .classes import ClassRow, class_rows, most_confused
 from .history import Training, training
 from .table import Group, Quality, Row, interval_cell, plus_minus, ratio, table_columns, table_rows
 
@@ -98,6 +99,9 @@ class ProfileView:
     budgets: list[Budget]
     verdicts: list[VerdictLike]
     status: str
+    warnings: list[str]
+    classes: list[ClassRow]
+    confused: list[tuple[str, str, int]]
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,10 @@ def prepare(results: Results, verdicts: Sequence[VerdictLike]) -> Page:
     return Page(
         results=results,
         quality=quality,
-        profiles=[_profile(p, quality, [v for v in verdicts if v.profile == p.profile]) for p in results.profiles],
+        profiles=[
+            _profile(p, quality, [v for v in verdicts if v.profile == p.profile], results.classes)
+            for p in results.profiles
+        ],
         status=_status(verdicts),
         data=f"{results.test_images:,} test images, {len(results.classes)} classes{named}",
         training=training(results.lineage, quality.name, quality.fraction),
@@ -153,7 +160,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 NONE_TEXT = {"None": f.NONE, "True": "yes", "False": "no"}
 
 
-def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike]) -> ProfileView:
+def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike], names: list[str]) -> ProfileView:
     variants = profile.variants
     rows = table_rows(variants, quality)
     return ProfileView(
@@ -168,6 +175,9 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
         budgets=_budgets(variants, quality, verdicts) if variants else [],
         verdicts=verdicts,
         status=_status(verdicts),
+        warnings=profile.warnings,
+        classes=class_rows(variants[-1]) if variants else [],
+        confused=most_confused(variants[-1], names) if variants else [],
     )
 
 

@@ -1,6 +1,6 @@
 """Drawings by hand as inline SVG: small, sharp, themed by the page's style sheet, and readable without scripts.
 
-Colours are classes, so that light, dark and print share one drawing. All text goes through `_text`, which escapes.
+Colours are classes, so that light, dark and print share one drawing. All text goes through `text`, which escapes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 from .model import Budget, Waterfall
 from .table import Quality
 
-__all__ = ["Mark", "Scale", "curve", "scatter", "waterfall"]
+__all__ = ["Mark", "Scale", "curve", "label", "line", "scatter", "shorten", "text", "tick", "ticks", "waterfall"]
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,22 @@ class _Box:
         return width * height if width > 0 and height > 0 else 0.0
 
 
-def _text(x: float | str, y: float, content: str, css: str = "", anchor: str = "start") -> str:
+def text(x: float | str, y: float, content: str, css: str = "", anchor: str = "start") -> str:
     place = f"{x:.1f}" if isinstance(x, float | int) else x
     return f'<text x="{place}" y="{y:.1f}" class="{css}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
 
 
-def _shorten(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: characters - 1] + "…"
+def shorten(name: str, characters: int) -> str:
+    return name if len(name) <= characters else name[: characters - 1] + "…"
+
+
+def label(told: str) -> str:
+    """What a drawing says in words, as an attribute's value."""
+    return escape(told, quote=True)
 
 
 def ticks(low: float, high: float, wanted: int, log: bool = False) -> list[float]:
@@ -89,7 +94,7 @@ def ticks(low: float, high: float, wanted: int, log: bool = False) -> list[float
     return [step * i for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _tick(value: float) -> str:
+def tick(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if value else "0"
 
 
@@ -119,16 +124,16 @@ def scatter(marks: Sequence[Mark], budgets: Sequence[Budget], quality: Quality, 
     values = [v for m in marks for v in (m.y, *(m.y_interval or ()))]
     y = Scale(*_domain(values, at["quality"].at if "quality" in at else None, log=False), bottom, top)
     parts = [*_frame(x, y, quality.fraction, narrow=width < 500), *_allowed(x, y, at, quality.higher_is_better)]
-    parts.append(_text(left, 14, f"{quality.name}{', %' if quality.fraction else ''}", "axis-name"))
+    parts.append(text(left, 14, f"{quality.name}{', %' if quality.fraction else ''}", "axis-name"))
     parts.append(
-        _text(right, height - 8, f"latency p50, ms{' (log scale)' if log else ''}: faster is left", "axis-name", "end")
+        text(right, height - 8, f"latency p50, ms{' (log scale)' if log else ''}: faster is left", "axis-name", "end")
     )
     parts += _path(marks, x, y)
     for m in marks:
         if m.x_interval:
-            parts.append(_line(x(m.x_interval[0]), y(m.y), x(m.x_interval[1]), y(m.y), "whisker"))
+            parts.append(line(x(m.x_interval[0]), y(m.y), x(m.x_interval[1]), y(m.y), "whisker"))
         if m.y_interval:
-            parts.append(_line(x(m.x), y(m.y_interval[0]), x(m.x), y(m.y_interval[1]), "whisker"))
+            parts.append(line(x(m.x), y(m.y_interval[0]), x(m.x), y(m.y_interval[1]), "whisker"))
     for m in marks:
         radius = 7 if m.role == "final" else 5.5
         title = f"<title>{escape(m.name)}: {escape(m.detail)}</title>"
@@ -136,19 +141,19 @@ def scatter(marks: Sequence[Mark], budgets: Sequence[Budget], quality: Quality, 
     lines = [_Box(x(b.at) - 2, top, x(b.at) + 2, bottom) for b in budgets if b.axis == "latency"]
     lines += [_Box(left, y(b.at) - 2, right, y(b.at) + 2) for b in budgets if b.axis == "quality"]
     parts += _labels(marks, x, y, _Box(left, top - 8, right, bottom), lines, detailed=width >= 500)
-    label = escape(f"{quality.name} against latency: " + "; ".join(f"{m.name} {m.detail}" for m in marks), quote=True)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    told = label(f"{quality.name} against latency: " + "; ".join(f"{m.name} {m.detail}" for m in marks))
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
 
 
 def _frame(x: Scale, y: Scale, fraction: bool, narrow: bool) -> list[str]:
     parts = []
     for t in ticks(y.low, y.high, 4 if narrow else 5):
-        parts.append(_line(x.start, y(t), x.end, y(t), "grid"))
-        parts.append(_text(x.start - 8, y(t) + 4, _tick(round(100 * t, 9) if fraction else t), "tick", "end"))
+        parts.append(line(x.start, y(t), x.end, y(t), "grid"))
+        parts.append(text(x.start - 8, y(t) + 4, tick(round(100 * t, 9) if fraction else t), "tick", "end"))
     for t in ticks(x.low, x.high, 4 if narrow else 7, x.log):
-        parts.append(_line(x(t), y.start, x(t), y.start + 4, "axis"))
-        parts.append(_text(x(t), y.start + 17, _tick(t), "tick", "middle"))
-    return [*parts, _line(x.start, y.start, x.end, y.start, "axis")]
+        parts.append(line(x(t), y.start, x(t), y.start + 4, "axis"))
+        parts.append(text(x(t), y.start + 17, tick(t), "tick", "middle"))
+    return [*parts, line(x.start, y.start, x.end, y.start, "axis")]
 
 
 def _allowed(x: Scale, y: Scale, at: dict[str, Budget], up: bool) -> list[str]:
@@ -164,10 +169,10 @@ def _allowed(x: Scale, y: Scale, at: dict[str, Budget], up: bool) -> list[str]:
     place = f'x="{x.start:.1f}" y="{upper:.1f}" width="{edge - x.start:.1f}" height="{lower - upper:.1f}"'
     parts.append(f'<rect {place} class="allowed"/>')
     if "latency" in budgets:
-        parts.append(_line(edge, y.start, edge, y.end, "budget"))
+        parts.append(line(edge, y.start, edge, y.end, "budget"))
         crowded = edge < x.start + 150
         parts.append(
-            _text(
+            text(
                 edge + (5 if crowded else -5),
                 y.end - 4,
                 budgets["latency"].label,
@@ -176,8 +181,8 @@ def _allowed(x: Scale, y: Scale, at: dict[str, Budget], up: bool) -> list[str]:
             )
         )
     if "quality" in budgets:
-        parts.append(_line(x.start, limit, x.end, limit, "budget"))
-        parts.append(_text(x.end, limit + (14 if up else -6), budgets["quality"].label, "budget-name", "end"))
+        parts.append(line(x.start, limit, x.end, limit, "budget"))
+        parts.append(text(x.end, limit + (14 if up else -6), budgets["quality"].label, "budget-name", "end"))
     return parts
 
 
@@ -186,7 +191,7 @@ def _path(marks: Sequence[Mark], x: Scale, y: Scale) -> list[str]:
     parts = []
     for a, b in pairwise(marks):
         x0, y0, x1, y1 = x(a.x), y(a.y), x(b.x), y(b.y)
-        parts.append(_line(x0, y0, x1, y1, "path"))
+        parts.append(line(x0, y0, x1, y1, "path"))
         length = math.hypot(x1 - x0, y1 - y0)
         if length < 28:
             continue
@@ -210,7 +215,7 @@ def _labels(marks: Sequence[Mark], x: Scale, y: Scale, plot: _Box, lines: Sequen
             taken.append(_Box(px - 3, py - 3, px + 3, py + 3))
     parts = []
     for m in marks:
-        name = _shorten(m.name, 24 if detailed else 14)
+        name = shorten(m.name, 24 if detailed else 14)
         wide = max(7.0 * len(name), 6.0 * len(m.detail) if detailed else 0)
         tall = 28 if detailed else 14
         cx, cy = x(m.x), y(m.y)
@@ -237,9 +242,9 @@ def _labels(marks: Sequence[Mark], x: Scale, y: Scale, plot: _Box, lines: Sequen
         assert best is not None
         _, anchor, px, py, box = best
         taken.append(box)
-        parts.append(_text(px, py + 12, name, f"name {m.role}", anchor))
+        parts.append(text(px, py + 12, name, f"name {m.role}", anchor))
         if detailed:
-            parts.append(_text(px, py + 26, m.detail, "detail", anchor))
+            parts.append(text(px, py + 26, m.detail, "detail", anchor))
     return parts
 
 
@@ -258,9 +263,9 @@ def waterfall(chart: Waterfall) -> str:
         start = scale(bar.before) if bar.before is not None else end
         css = {True: "better", False: "worse", None: "same"}[bar.better]
         title = f"<title>{escape(bar.name)}: {escape(bar.text)} {escape(bar.change)}</title>"
-        parts.append(f"<g>{title}{_text('0', y + 13, _shorten(bar.name, 13), 'row-name')}")
-        parts.append(_text("100%", y + 13, bar.text, "row-value", "end"))
-        parts.append(_text("66%", y + 13, bar.change, f"row-change {css}", "end"))
+        parts.append(f"<g>{title}{text('0', y + 13, shorten(bar.name, 13), 'row-name')}")
+        parts.append(text("100%", y + 13, bar.text, "row-value", "end"))
+        parts.append(text("66%", y + 13, bar.change, f"row-change {css}", "end"))
         parts.append(_bar(0, 100, y, "track"))
         if chart.zero:
             parts.append(_bar(0, min(start, end), y, "rest"))
@@ -269,15 +274,15 @@ def waterfall(chart: Waterfall) -> str:
         parts.append(f'<line x1="{end:.2f}%" x2="{end:.2f}%" y1="{y + 20}" y2="{y + 32}" class="stop"/>')
         parts.append("</g>")
     height = ROW * len(chart.bars)
-    label = escape(f"{chart.title}: " + "; ".join(f"{b.name} {b.text} {b.change}" for b in chart.bars), quote=True)
-    return f'<svg width="100%" height="{height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    told = label(f"{chart.title}: " + "; ".join(f"{b.name} {b.text} {b.change}" for b in chart.bars))
+    return f'<svg width="100%" height="{height}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
 
 
 def _bar(start: float, end: float, y: float, css: str) -> str:
     return f'<rect x="{start:.2f}%" y="{y + 22}" width="{max(end - start, 0):.2f}%" height="8" class="{css}"/>'
 
 
-def curve(points: Sequence[tuple[float, float]], css: str, label: str, height: int = 72) -> str:
+def curve(points: Sequence[tuple[float, float]], css: str, told: str, height: int = 72) -> str:
     """A line over epochs, stretched to any width without stretching its stroke."""
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, 0, 100)
@@ -285,6 +290,6 @@ def curve(points: Sequence[tuple[float, float]], css: str, label: str, height: i
     path = " ".join(f"{x(a):.2f},{y(b):.2f}" for a, b in points)
     return (
         f'<svg width="100%" height="{height}" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label, quote=True)}"><line x1="0" y1="99" x2="100" y2="99" class="axis"/>'
+        f'aria-label="{label(told)}"><line x1="0" y1="99" x2="100" y2="99" class="axis"/>'
         f'<polyline points="{path}" class="curve {css}"/></svg>'
     )

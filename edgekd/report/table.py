@@ -38,6 +38,7 @@ COLUMNS: list[Group] = [
             ("speedup", "latency ×", ""),
             ("macs_ratio", "MACs ×", ""),
             ("throughput", "img/s", ""),
+            ("offline", "offline", "img/s"),
         ],
     ),
     (
@@ -47,6 +48,8 @@ COLUMNS: list[Group] = [
             ("parameters", "params", ""),
             ("macs", "MACs", ""),
             ("memory", "memory", "MB"),
+            ("load", "load", "ms"),
+            ("energy", "energy", "mJ"),
             ("layers", "layers", "int8 / float"),
         ],
     ),
@@ -124,20 +127,23 @@ def table_columns(rows: Sequence[Row], quality: Quality) -> list[Group]:
 def _row(v: Variant, first: Variant, quality: Quality, *, final: bool) -> Row:
     value = quality.of(v)
     latency = v.latency
-    best = max(v.throughput.items(), key=lambda item: item[1], default=None)
+    best = max(v.throughput.items(), key=lambda item: item[1].value, default=None)
     int8, other = v.layers.get("int8", 0), v.layers.get("float", 0)
     cells = {
         "quality": Cell(quality.text(value)) if value is not None else Cell(f.NONE),
         "drop": interval_cell(v.drop, quality.lost) if v is not first else Cell(f.NONE),
         "agreement": _cell(v.agreement, f.percent) if v is not first else Cell(f.NONE),
-        "p50": Cell(f.ms(latency.p50.value), plus_minus(latency.p50)) if latency else Cell(f.NONE),
-        "p95": _cell(latency.p95 if latency else None, f.ms),
+        "p50": _known(latency.p50 if latency else None, f.ms),
+        "p95": _known(latency.p95 if latency else None, f.ms),
         "p99": Cell(f.NONE, "too few")
         if latency and latency.p99 is None
-        else _cell(latency.p99 if latency else None, f.ms),
+        else _known(latency.p99 if latency else None, f.ms),
         "speedup": interval_cell(v.speedup, f.times) if v is not first else Cell(f.times(1) if latency else f.NONE),
         "macs_ratio": _cell(ratio(first.macs, v.macs), f.times),
-        "throughput": Cell(f.significant(best[1], 4), f"batch {best[0]}") if best else Cell(f.NONE),
+        "throughput": Cell(f.significant(best[1].value, 4), f"batch {best[0]}") if best else Cell(f.NONE),
+        "offline": _known(v.offline, lambda x: f.significant(x, 4)),
+        "load": _known(v.load_ms, f.ms),
+        "energy": _known(latency.energy_mj if latency else None, f.ms),
         "size": Cell(f.mb(v.size_mb)),
         "parameters": _cell(v.parameters, f.compact),
         "macs": _cell(v.macs, f.compact),
@@ -149,6 +155,13 @@ def _row(v: Variant, first: Variant, quality: Quality, *, final: bool) -> Row:
 
 def _cell(value: float | None, text: Callable[[float], str]) -> Cell:
     return Cell(f.NONE) if value is None or not math.isfinite(value) else Cell(text(value))
+
+
+def _known(interval: Interval | None, text: Callable[[float], str]) -> Cell:
+    """A figure with half its interval's width under it; a dash where it is not known."""
+    if interval is None or not math.isfinite(interval.value):
+        return Cell(f.NONE)
+    return Cell(text(interval.value), plus_minus(interval))
 
 
 def interval_cell(interval: Interval | None, text: Callable[[float], str]) -> Cell:

@@ -86,7 +86,7 @@ def test_figures_are_those_of_the_results(build: Any) -> None:
         }  # type: ignore[union-attr]
         assert number["accuracy"] == pytest.approx(100 * v.metrics["accuracy"], abs=0.051)
         assert number["p50 ms"] == pytest.approx(v.latency.p50.value, rel=0.005)
-        assert number["p95 ms"] == pytest.approx(v.latency.p95, rel=0.005)
+        assert number["p95 ms"] == pytest.approx(v.latency.p95.value, rel=0.005)
         assert number["size MB"] == pytest.approx(v.size_mb, rel=0.005)
         assert number["memory MB"] == v.peak_memory_mb
         assert number["MACs ×"] == pytest.approx(results.profiles[0].variants[0].macs / v.macs, rel=0.005)

@@ -44,7 +44,7 @@ def test_the_table_shows_macs_beside_latency_and_the_final_row_in_bold(build: An
 
 def test_the_gate_is_in_the_title_and_hints_follow(build: Any) -> None:
     text = markdown(build(), {"size_mb": {"max": 0.1}})
-    assert text.startswith("## cifar10-edge · ❌ gate fails\n")
+    assert text.startswith("<!-- edgekd -->\n\n## cifar10-edge · ❌ gate fails\n")
     assert "| ❌ **fail** | size\\_mb max | ≤ 0.10 MB | 0.20 MB |" in text
     assert "- hint: 2.01x to go" in text
     assert "gate" not in markdown(build(), {}).splitlines()[0]
