@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..bench.results import Variant
@@ -39,9 +38,10 @@ def class_rows(variant: Variant) -> list[ClassRow]:
     ]
 
 
-def most_confused(variant: Variant, names: Sequence[str]) -> list[tuple[str, str, int]]:
+def most_confused(variant: Variant) -> list[tuple[str, str, int]]:
     """(true class, answer, images) of the largest cells beside the diagonal."""
     cells = [
         (count, i, j) for i, row in enumerate(variant.confusion) for j, count in enumerate(row) if i != j and count
     ]
+    names = [c.name for c in variant.classes]
     return [(names[i], names[j], count) for count, i, j in sorted(cells, key=lambda c: (-c[0], c[1:]))[:PAIRS]]

@@ -129,10 +129,7 @@ def prepare(results: Results, verdicts: Sequence[VerdictLike]) -> Page:
     return Page(
         results=results,
         quality=quality,
-        profiles=[
-            _profile(p, quality, [v for v in verdicts if v.profile == p.profile], results.classes)
-            for p in results.profiles
-        ],
+        profiles=[_profile(p, quality, [v for v in verdicts if v.profile == p.profile]) for p in results.profiles],
         status=_status(verdicts),
         data=f"{results.test_images:,} test images, {len(results.classes)} classes{named}",
         training=training(results.lineage, quality.name, quality.fraction),
@@ -177,7 +174,7 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
         status=_status(verdicts),
         warnings=profile.warnings,
         classes=class_rows(variants[-1]) if variants else [],
-        confused=most_confused(variants[-1], names) if variants else [],
+        confused=most_confused(variants[-1]) if variants else [],
     )
 
 

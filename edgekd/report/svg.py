@@ -98,7 +98,7 @@ def tick(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".") if value else "0"
 
 
-def _domain(values: Sequence[float], budget: float | None, log: bool) -> tuple[float, float]:
+def domain(values: Sequence[float], budget: float | None, log: bool) -> tuple[float, float]:
     """The range to draw: all values, and the gate's line where it is near enough not to squash them."""
     low, high = min(values), max(values)
     if log:
@@ -120,9 +120,9 @@ def scatter(marks: Sequence[Mark], budgets: Sequence[Budget], quality: Quality, 
     at = {b.axis: b for b in budgets}
     latencies = [x for m in marks for x in (m.x, *(m.x_interval or ()))]
     log = max(latencies) / min(latencies) >= 3 and min(latencies) > 0
-    x = Scale(*_domain(latencies, at["latency"].at if "latency" in at else None, log), left, right, log)
+    x = Scale(*domain(latencies, at["latency"].at if "latency" in at else None, log), left, right, log)
     values = [v for m in marks for v in (m.y, *(m.y_interval or ()))]
-    y = Scale(*_domain(values, at["quality"].at if "quality" in at else None, log=False), bottom, top)
+    y = Scale(*domain(values, at["quality"].at if "quality" in at else None, log=False), bottom, top)
     parts = [*_frame(x, y, quality.fraction, narrow=width < 500), *_allowed(x, y, at, quality.higher_is_better)]
     parts.append(text(left, 14, f"{quality.name}{', %' if quality.fraction else ''}", "axis-name"))
     parts.append(
@@ -254,7 +254,7 @@ ROW = 40
 def waterfall(chart: Waterfall) -> str:
     """What each stage changed. Horizontal places are in percent, so that the text keeps its size at any width."""
     values = [v for b in chart.bars for v in (b.before, b.after) if v is not None]
-    low, high = (0.0, max(values)) if chart.zero else _domain(values, None, log=False)
+    low, high = (0.0, max(values)) if chart.zero else domain(values, None, log=False)
     scale = Scale(low, high if high > low else low + 1, 0.0, 100.0)
     parts = []
     for i, bar in enumerate(chart.bars):
