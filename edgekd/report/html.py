@@ -89,7 +89,7 @@ def _drift_in_words(rounds: list[float]) -> str:
     change = latency_plots.drift(rounds)
     if change is None:
         return f"{len(rounds)} rounds"
-    return f"last third {f.signed(100 * change, 1)} % against the first"
+    return f"drift {f.signed(100 * change, 1)} %"
 
 
 def _sizes(draw: Callable[[tuple[int, int]], str]) -> list[tuple[str, Markup]]:

@@ -121,7 +121,7 @@ def operators(times: Sequence[LayerTime], shown: int = 12) -> str:
     for i, t in enumerate(rows):
         top = 34 * i
         parts.append(f"<g><title>{escape(t.name)}</title>")
-        parts.append(text("0", top + 12, shorten(t.name.rsplit("/", 1)[-1], 22), "row-name"))
+        parts.append(text("0", top + 12, _ending(t.name, 26), "row-name"))
         parts.append(text("58%", top + 12, shorten(t.op, 16), "row-change", "end"))
         parts.append(text("100%", top + 12, f"{f.significant(1000 * t.ms)} µs · {f.percent(t.share, 0)}", "", "end"))
         for share, css in ((100.0, "track"), (100 * t.ms / largest, "better")):
@@ -130,6 +130,11 @@ def operators(times: Sequence[LayerTime], shown: int = 12) -> str:
     told = "; ".join(f"{t.name} {t.op} {1000 * t.ms:.3g} microseconds" for t in rows)
     body = "".join(parts)
     return f'<svg width="100%" height="{34 * len(rows)}" role="img" aria-label="{label(told)}">{body}</svg>'
+
+
+def _ending(name: str, characters: int) -> str:
+    """Paths of nodes differ at their end."""
+    return name if len(name) <= characters else "…" + name[1 - characters :]
 
 
 def _svg(width: float, height: float, told: str, parts: Sequence[str]) -> str:

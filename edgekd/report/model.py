@@ -157,7 +157,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 NONE_TEXT = {"None": f.NONE, "True": "yes", "False": "no"}
 
 
-def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike], names: list[str]) -> ProfileView:
+def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike]) -> ProfileView:
     variants = profile.variants
     rows = table_rows(variants, quality)
     return ProfileView(
