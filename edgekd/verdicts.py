@@ -15,7 +15,17 @@ from .profile import Profile, load_profile
 from .recipe import load_recipe
 from .report import FORMATS, render
 
-__all__ = ["gate_stored", "judge_results", "judge_stored", "read_rules", "report_of", "rules_of", "stored"]
+__all__ = [
+    "as_baseline",
+    "gate_stored",
+    "judge_results",
+    "judge_stored",
+    "read_rules",
+    "report_of",
+    "results_at",
+    "rules_of",
+    "stored",
+]
 
 
 def rules_of(rules: dict[str, Any], profiles: Sequence[Profile], others: Sequence[str] = ()) -> list[RuleFor]:
@@ -100,6 +110,24 @@ def read_rules(file: Path) -> dict[str, Any]:
             "no rules in it", where=str(file), hint="for example: [gate] latency = { p50 = { max = 2.0 } }"
         )
     return rules
+
+
+def results_at(path: Path) -> Results:
+    """The measurements of a run, or of a results JSON. Raises UsageError or ArtifactError."""
+    return Results.read(path / "results.json" if path.is_dir() else path)
+
+
+def as_baseline(results: Results) -> Results:
+    """What a later run needs to be compared with: figures and rounds, without what only drawings show."""
+    drawn: dict[str, Any] = {"classes": [], "confusion": [], "layer_times": []}
+    profiles = []
+    for profile in results.profiles:
+        variants = []
+        for v in profile.variants:
+            latency = v.latency.model_copy(update={"curve": [], "histogram": None}) if v.latency else None
+            variants.append(v.model_copy(update={**drawn, "latency": latency}))
+        profiles.append(profile.model_copy(update={"variants": variants}))
+    return results.model_copy(update={"profiles": profiles, "lineage": []})
 
 
 def report_of(path: Path, format: str) -> str:

@@ -11,14 +11,14 @@ from typing import Any
 import typer
 
 from ..errors import EdgekdError
-from . import chain, compress, measure, show
+from . import chain, compress, measure, report, show
 from .app import app
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-COMMANDS = (chain, compress, measure, show)  # importing them adds their commands to the app, in this order
+COMMANDS = (chain, compress, measure, report, show)  # importing them adds their commands to the app, in this order
 
 
 def main() -> None:

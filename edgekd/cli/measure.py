@@ -1,4 +1,4 @@
-"""Commands that measure, judge and report."""
+"""Commands that measure and judge."""
 
 from __future__ import annotations
 
@@ -108,27 +108,3 @@ def gate(
         for text in lines(verdicts):
             print_text(text)
     raise typer.Exit(code)
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run, or a results.json.")],
-    format: Annotated[str, typer.Option(help="html, md, text, json, junit, csv or github-benchmark.")] = "html",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Default: stdout, or report.html in the run.")] = None,
-) -> None:
-    """Render a run's measurements.
-
-    Example: edgekd report runs/demo --format md
-    """
-    from ..verdicts import report_of
-
-    text = report_of(run, format)
-    if out is None and format == "html" and run.is_dir():
-        out = run / "report.html"
-    if out is None:
-        print_text(text)
-        return
-    from ..artifact import write_atomically
-
-    write_atomically(out, text)
-    print_text(str(out))

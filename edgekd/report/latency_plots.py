@@ -66,7 +66,7 @@ def _nines(percentile: float) -> float:
     return -math.log10(1 - percentile / 100)
 
 
-def histogram(found: Histogram, index: int, size: tuple[int, int] = (460, 150)) -> str:
+def histogram(found: Histogram, index: int, size: tuple[int, int] = (400, 150)) -> str:
     """Counts of calls by milliseconds; the last bin holds everything beyond."""
     width, height = size
     counts = found.counts
@@ -96,7 +96,7 @@ def drift(rounds: Sequence[float]) -> float | None:
     return last[third // 2] / first[third // 2] - 1
 
 
-def trace(rounds: Sequence[float], index: int, reach: float, size: tuple[int, int] = (460, 110)) -> str:
+def trace(rounds: Sequence[float], index: int, reach: float, size: tuple[int, int] = (300, 90)) -> str:
     """The rounds' medians in the order in which they were measured, over their median; the axis spans ± `reach`."""
     width, height = size
     middle = sorted(rounds)[len(rounds) // 2] or 1.0

@@ -56,9 +56,9 @@ def overview(profiles: Sequence[ProfileView], quality: Quality, size: tuple[int,
 def _points(profile: ProfileView, quality: Quality) -> list[tuple[str, float, float, bool]]:
     """(name, p50 ms, metric, on the front) of the variants that have both."""
     found = []
+    tagged = any("on the front" in row.tags for row in profile.rows)  # not where all of them are
     for variant, row in zip(profile.variants, profile.rows, strict=True):
         value = quality.of(variant)
         if variant.latency is not None and value is not None and variant.latency.p50.value > 0:
-            front = "on the front" in row.tags or len(profile.rows) == 1
-            found.append((variant.name, variant.latency.p50.value, value, front))
+            found.append((variant.name, variant.latency.p50.value, value, not tagged or "on the front" in row.tags))
     return found
