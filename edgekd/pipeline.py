@@ -24,6 +24,7 @@ from .stages import Context, Stage, Workspace
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.workspace import Teaching
 from .tasks import Task, make_task
+from .tracking import missing_trackers
 
 __all__ = ["Plan", "Step", "plan", "run_steps"]
 
@@ -84,6 +85,7 @@ def plan(
     problems: list[Problem] = []
     for plugin in recipe.plugins:
         _collect(problems, "plugins", partial(load_plugin, Path(plugin)))
+    problems += missing_trackers(recipe.trackers)
     profiles = [
         p
         for i, name in enumerate(recipe.profiles)

@@ -102,6 +102,9 @@ class Recipe(BaseModel):
     task: ComponentField = Component(use="classification")
     profiles: list[str] = Field(default=["cpu-x86"], min_length=1, description="see `edgekd list profiles`")
     plugins: list[str] = Field(default_factory=list, description="Python files that register components")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=list, description="where trainings are logged beside metrics.jsonl; needs edgekd[track]"
+    )
     teacher: dict[str, Any] = Field(description="the stage `teacher`: model, weights or epochs")
     stage: list[ComponentField] = Field(default_factory=list, description="one [[stage]] table each, in order")
     gate: dict[str, Any] = Field(default_factory=dict, description="rules; [gate.PROFILE] overrides")

@@ -13,6 +13,7 @@ from typing import Any
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
 from .errors import EdgekdError, UsageError, nearest
+from .events import recording
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
 from .profile import load_profile
@@ -74,12 +75,15 @@ def run(
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     planned = plan(recipe, Path(directory) if directory else None)
-    run_steps(planned, emit, start=start, until=until, force=force)
-    if until is not None and planned.steps[-1].name != until:
-        return None
-    with locked(planned.directory):
-        results = measure_run(planned, emit, command=command, again=force or start is not None)
-        return _conclude(planned, results, emit)
+    with recording(planned.directory, command or "edgekd.run", emit) as record:
+        run_steps(planned, record, start=start, until=until, force=force)
+        done = None
+        if until is None or planned.steps[-1].name == until:
+            with locked(planned.directory):
+                results = measure_run(planned, record, command=command, again=force or start is not None)
+                done = _conclude(planned, results, record)
+        record.write({"event": "end", "exit_code": done.exit_code if done is not None else 0, "error": None})
+    return done
 
 
 def _conclude(planned: Plan, results: Results, emit: Emit) -> RunResult:

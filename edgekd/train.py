@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import tracking
 from .artifact import write_atomically
 from .data import Dataset, Split, batches
 from .errors import StageError, UsageError
@@ -53,6 +54,9 @@ class Job:
     directory: Path = field(metadata={"doc": "where checkpoint and metrics.jsonl live while the run is not complete"})
     emit: Callable[[Event], None] = lambda event: None
     on_epoch: Callable[[int, Learner], None] | None = None
+    trackers: Sequence[str] = ()
+    project: str = "edgekd"
+    log_directory: Path = field(default=Path("trackers"), metadata={"doc": "where trackers write"})
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,16 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (2 << 30) - 1)
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _accelerator(job: Job) -> Accelerator:
     # Accelerate keeps one precision per process; stages of one run may differ.
     AcceleratorState._reset_state(reset_partial_state=False)
-    mixed = "no" if precision == "fp32" else precision
-    return Accelerator(mixed_precision=mixed, cpu=not torch.cuda.is_available())
+    precision = precision_of(job.settings)
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=not torch.cuda.is_available(),
+        log_with=list(job.trackers) or None,
+        project_dir=job.log_directory / job.name,
+    )
 
 
 def predict(
@@ -138,16 +147,20 @@ def fit(learner: Learner, job: Job) -> Fit:
     """
     keep_freed_memory()
     run = _Run(learner, job)
-    run.restore()
-    while not run.ended():
-        run.epoch()
-    return run.finish()
+    tracking.begin(run.accelerator, job.project, job.name, job.log_directory, job.settings.model_dump(mode="json"))
+    try:
+        run.restore()
+        while not run.ended():
+            run.epoch()
+        return run.finish()
+    finally:
+        tracking.end(run.accelerator)
 
 
 class _Run:
     def __init__(self, learner: Learner, job: Job) -> None:
         self.job, self.settings, self.state = job, job.settings, _State()
-        self.accelerator = _accelerator(precision_of(job.settings))
+        self.accelerator = _accelerator(job)
         self.device = self.accelerator.device
         self.learner = learner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.learner, self.settings)
@@ -156,7 +169,7 @@ class _Run:
         self.batch = min(job.batch, len(job.data.train))
         self.steps = len(job.data.train) // self.batch  # a smaller last batch is dropped
         self.forward, self.stepper = self.accelerator.prepare(self.learner, self.optimizer)
-        self.saved_at = self.told_at = time.monotonic()
+        self.saved_at = self.told_at = self.logged_at = time.monotonic()
 
     def ended(self) -> bool:
         s = self.state
@@ -247,6 +260,11 @@ class _Run:
             return
         self.told_at = now
         images = (s.step - first) * self.batch
+        if now - self.logged_at >= 1.0:
+            self.logged_at = now
+            means = {n if n == "loss" else f"loss.{n}": total / s.step for n, total in s.sums.items()}
+            rate = self.optimizer.param_groups[0]["lr"]
+            tracking.log(self.accelerator, {**means, "lr": rate}, s.epoch * self.steps + s.step)
         self.job.emit(
             {
                 "event": "step",
@@ -285,6 +303,7 @@ class _Run:
         if self.average is not None:
             self.average.swap()
         s.history.append(record)
+        tracking.log(self.accelerator, record, (s.epoch + 1) * self.steps)
         s.epoch, s.step, s.sums = s.epoch + 1, 0, {}
         s.seconds += seconds
         self.save()

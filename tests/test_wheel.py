@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROFILE = 'extends = "cpu-x86"\n[protocol]\nrounds = 3\nprecision = 10.0\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n'
+PROFILE = (
+    'extends = "cpu-x86"\n[protocol]\nrounds = 3\nprecision = 10.0\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [1]\n'
+)
 QUICK = {
     "profiles": '["profile.toml"]',
     "data.use": "digits",

@@ -129,3 +129,29 @@ def check(
     print_text("images: {:,} training, {:,} validation, {:,} test".format(*counts))
     for row in rows:
         print_text(f"  {row['stage']:<12} {'complete' if row['done'] else 'to do':<9} {row['directory']}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, begun or about to begin.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a run from a second terminal; exit with its exit code, or 3 when it was killed.
+
+    Example: edgekd watch runs/demo
+    """
+    from ..screen import note, watching
+    from ..watch import follow
+
+    end: dict[str, Any] = {}
+    with watching(as_json) as show:
+        for event in follow(run):
+            if event["event"] == "begin" and not as_json:
+                note(f"process {event['pid']}: {event['command']}")
+            elif event["event"] != "end" or as_json:
+                show(event)
+            end = event
+    code = int(end.get("exit_code", 0))
+    if not as_json:
+        print_text(f"ended with exit code {code}" + (f": {end['error']}" if end.get("error") else ""))
+    raise typer.Exit(code)

@@ -189,6 +189,9 @@ class Workspace:
             directory=self.partial,
             emit=self.emit,
             on_epoch=on_epoch,
+            trackers=self.recipe.trackers,
+            project=self.recipe.name,
+            log_directory=self.destination.parent / "trackers",
         )
         return fit(learner, job)
 
