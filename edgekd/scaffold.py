@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .artifact import write_atomically
 from .errors import UsageError
+from .workflows import CI_FILES
 
 __all__ = ["scaffold"]
 
@@ -91,12 +92,31 @@ rounds = 12
 FILES = {"recipe.toml": RECIPE, "own.py": OWN, "profile.toml": PROFILE}
 
 
-def scaffold(directory: Path, force: bool = False) -> list[Path]:
-    """Write the starting files and return their paths. Raises UsageError when one is there and `force` is not set."""
-    there = [name for name in FILES if (directory / name).exists()]
+REGRESS = 'latency  = { p50 = { speedup = 2.0, regress = "5%" } }   # regress: against the base branch, in CI'
+
+
+def scaffold(directory: Path, force: bool = False, ci: str | None = None) -> list[Path]:
+    """Write the starting files, with `ci` (github or gitlab) its workflow too, and return their paths.
+
+    Where a recipe is there already, `ci` adds the workflow alone. Raises UsageError when a file to write is there and
+    `force` is not set.
+    """
+    files = dict(FILES)
+    if ci is not None:
+        name, content = CI_FILES[ci]
+        if (directory / "recipe.toml").exists() and not force:
+            files = {}
+        else:
+            files["recipe.toml"] = _with_regress(RECIPE)
+        files[name] = content
+    there = [name for name in files if (directory / name).exists()]
     if there and not force:
         raise UsageError(f"{', '.join(there)} already there", where=str(directory), hint="--force overwrites")
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in FILES.items():
+    for name, content in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / name, content)
-    return [directory / name for name in FILES]
+    return [directory / name for name in files]
+
+
+def _with_regress(recipe: str) -> str:
+    return "\n".join(REGRESS if line.startswith("latency ") else line for line in recipe.splitlines()) + "\n"

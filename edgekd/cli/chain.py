@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,19 +13,27 @@ import typer
 from .app import JsonOption, OutOption, RecipeArgument, SetOption, app, print_json, print_text
 
 
+class CI(StrEnum):
+    """Choices of --ci."""
+
+    github = "github"
+    gitlab = "gitlab"
+
+
 @app.command()
 def init(
     directory: Annotated[Path, typer.Argument(help="Where to write; made if missing.")] = Path(),
+    ci: Annotated[CI | None, typer.Option(help="Also write a workflow that gates pull requests.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
 ) -> None:
     """Write a commented recipe and your own network and data as a starting point.
 
-    Example: edgekd init my-project
+    Example: edgekd init my-project --ci github
     """
     from ..scaffold import scaffold
     from ..screen import note
 
-    for path in scaffold(directory, force):
+    for path in scaffold(directory, force, ci.value if ci is not None else None):
         print_text(str(path))
     note(f"next: {'' if directory == Path() else f'cd {shlex.quote(str(directory))} && '}edgekd run recipe.toml")
 
