@@ -123,17 +123,9 @@ def run_job(place: Path, document: dict[str, Any], values: dict[str, str], **mor
         output = Path(base["GITHUB_OUTPUT"])
         outputs = dict(line.split("=", 1) for line in output.read_text().splitlines()) if output.exists() else {}
         known = {**values, **{f"steps.gate.outputs.{k}": v for k, v in outputs.items()}}
-        own = {
-            k: re.sub(r"\$\{\{ (.*?) \}\}", lambda m: known.get(m[1], ""), v) for k, v in step.get("env", {}).items()
-        }
-        done = subprocess.run(
-            ["bash", "-e", "-c", step["run"]],
-            cwd=place,
-            env={**base, **own},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        own = {key: _filled(text, known) for key, text in step.get("env", {}).items()}
+        command, whole = ["bash", "-e", "-c", step["run"]], {**base, **own}
+        done = subprocess.run(command, cwd=place, env=whole, capture_output=True, text=True, timeout=300)
         log += f"== {step['name']} ({done.returncode})\n{done.stdout}{done.stderr}"
         code = code or done.returncode
     return code, log
