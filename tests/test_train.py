@@ -315,7 +315,7 @@ def test_metrics_have_one_line_per_epoch(tmp_path: Path) -> None:
     done = fit(learner(TAUGHT), job(tmp_path, epochs=3, emit=events.append, lr=0.05, warmup=0.5))
     assert lines(tmp_path) == done.history
     assert [row["epoch"] for row in done.history] == [0, 1, 2]
-    keys = ["epoch", "loss", "loss.ce", "loss.kl", "loss.hint", "lr", *SPEEDS, "val.accuracy", "val.loss"]
+    keys = ["epoch", "loss", "loss.ce", "loss.kl", "loss.hint", "lr", *SPEEDS, "val.accuracy", "val.loss", "val.ece"]
     assert list(done.history[0]) == keys
     for row in done.history:
         assert row["loss"] == pytest.approx(row["loss.ce"] + row["loss.kl"] + row["loss.hint"], rel=1e-5)

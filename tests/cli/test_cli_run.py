@@ -21,7 +21,7 @@ def test_a_run_leaves_what_the_design_says(finished: Any, project: Path) -> None
     there = {re.sub(r"-[0-9a-f]{12}$", "", p.name) for p in finished.directory.iterdir() if p.name[0] != "."}
     assert there == {
         *(f"{i:02d}-{name}" for i, name in enumerate(STAGES)),
-        *("recipe.toml", "results.json", "gate.json", "report.html", "samples.json"),
+        *("recipe.toml", "results.json", "gate.json", "report.html", "samples.json", "events.jsonl"),
     }
     assert load_recipe(finished.directory / "recipe.toml") == load_recipe(project / "recipe.toml")
     results = json.loads((finished.directory / "results.json").read_text())

@@ -42,8 +42,10 @@ def place(project: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_finished_run_is_told_from_its_beginning_to_its_end(finished: Any, edgekd: Call) -> None:
-    events = [json.loads(line) for line in (finished.directory / "events.jsonl").read_text().splitlines()]
+def test_a_finished_run_is_told_from_its_beginning_to_its_end(finished: Any, tmp_path: Path, edgekd: Call) -> None:
+    run = finished.copy(tmp_path / "run")
+    assert edgekd("run", "recipe.toml", "-o", str(run), "--from", "export").code == 0
+    events = [json.loads(line) for line in _text(run).splitlines()]
     assert events[0]["event"] == "begin"
     assert events[-1] == {**events[-1], "event": "end", "exit_code": 0, "error": None}
     assert all(a["at"] <= b["at"] for a, b in pairwise(events))
@@ -54,12 +56,12 @@ def test_a_finished_run_is_told_from_its_beginning_to_its_end(finished: Any, edg
         "quantize",
         "export",
     ]
-    done = edgekd("watch", str(finished.directory))
+    done = edgekd("watch", str(run))
     assert done.code == 0
     assert done.out.strip() == "ended with exit code 0"
     assert "[1/5] teacher" in done.err
     assert "measurements:" in done.err
-    shown = [json.loads(line) for line in edgekd("watch", str(finished.directory), "--json").out.splitlines()]
+    shown = [json.loads(line) for line in edgekd("watch", str(run), "--json").out.splitlines()]
     assert shown == events
 
 
