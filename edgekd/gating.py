@@ -120,9 +120,10 @@ def _model(text: str) -> Candidate:
             near = nearest(str(path), [str(p) for p in path.parent.glob("*.onnx")] if path.parent.is_dir() else [])
             raise UsageError(f"no baseline at {text}", where="--baseline", hint=near)
         return Candidate(BASELINE, path, None)
-    if not path.exists() and ":" not in text:
-        hint = "a run, an artifact, an .onnx file, or a JSON of `edgekd baseline update`"
-        raise UsageError(f"no baseline at {text}", where="--baseline", hint=hint)
+    if path.is_file() or (not path.exists() and ":" not in text):
+        hint = "expected a run, an artifact, an .onnx file, or a JSON of `edgekd baseline update`"
+        what = "neither a model nor a JSON" if path.is_file() else "no baseline there"
+        raise UsageError(f"{text}: {what}", where="--baseline", hint=hint)
     if (path / "recipe.toml").is_file():
         return replace(final_file(path), name=BASELINE)
     artifact = find_source(text).artifact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ TRUTH = RNG.random(1000) < 0.92
 
 def variant(name: str, ms: float, drift: Any = 1.0, right: Any = TRUTH, noise: float = 0.004, **more: Any) -> Variant:
     """Twelve rounds around `ms`, of which `drift` is what the machine did in each."""
-    rng = np.random.default_rng(abs(hash(name)) % 2**32)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
     medians = ms * np.ones(12) * drift * np.exp(rng.normal(0, noise, 12))
     rounds = [m * np.exp(rng.normal(0, 0.01, 100)) for m in medians]
     table: dict[str, Any] = {

@@ -29,7 +29,7 @@ class Footprint(NamedTuple):
 def footprint_of(file: Path, feed: Feed, threads: int) -> Footprint:
     """Largest resident memory, in 10^6 bytes, of a process that opens only this file and calls it a few times.
 
-    And the median of the milliseconds that opening the file takes there, the first time included.
+    And the median of the milliseconds that opening the file takes there, once the runtime itself is loaded.
 
     Python, NumPy and ONNX Runtime are in the figure (some 70 MB) and nothing is subtracted: it is what such a process
     needs. Only the shapes and dtypes of `feed` matter. Raises UsageError (no model) or StageError (the process failed).

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     file, threads, *inputs = arguments
     loads: list[float] = []
     try:
-        session = _opened(Path(file), int(threads), loads)
+        session = open_session(Path(file), threads=int(threads))  # not timed: it imports the runtime
         call = session.bound(_feed(inputs))
         for _ in range(CALLS):
             call()

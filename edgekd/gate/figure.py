@@ -223,6 +223,7 @@ def _no_reference(chosen: Variant, rule: RuleFor) -> UsageError:
 
 
 def unit_of(rule: RuleFor) -> Unit:
+    """How the limit of a rule is written where nothing was found to take the unit from."""
     if rule.bound == "regress":
         return "change"
     if rule.metric.startswith("latency."):

@@ -122,7 +122,7 @@ def operators(times: Sequence[LayerTime], shown: int = 12) -> str:
         top = 34 * i
         parts.append(f"<g><title>{escape(t.name)}</title>")
         parts.append(text("0", top + 12, _ending(t.name, 26), "row-name"))
-        parts.append(text("58%", top + 12, shorten(t.op, 16), "row-change", "end"))
+        parts.append(text("60%", top + 12, shorten(t.op, 16), "row-change op", "end"))
         parts.append(text("100%", top + 12, f"{f.significant(1000 * t.ms)} µs · {f.percent(t.share, 0)}", "", "end"))
         for share, css in ((100.0, "track"), (100 * t.ms / largest, "better")):
             parts.append(f'<rect x="0" y="{top + 19}" width="{share:.2f}%" height="6" class="{css}"/>')
