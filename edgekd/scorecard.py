@@ -30,6 +30,7 @@ from .bench import (
     mcnemar,
     measure_latency,
     offline,
+    others_busy,
     packed,
     paired_drop,
     pinned,
@@ -194,6 +195,7 @@ def _on_profile(
 
         sessions = {name: opened(name) for name in files}
         feeds = {name: _feed(session, data, protocol.batch) for name, session in sessions.items()}
+        others = others_busy()
         measured = measure_latency(
             sessions,
             feeds,
@@ -204,6 +206,7 @@ def _on_profile(
             energy=energy_counter(),
             progress=progress,
         )
+        busy = others()
         extras = {} if brief else _extras(sessions, profile, data)
         for session in sessions.values():
             session.close()
@@ -233,7 +236,7 @@ def _on_profile(
         settings=profile.model_dump(mode="json"),
         rounds=min((len(found.round_p50) for found in latencies.values()), default=0),
         variants=variants,
-        warnings=[*disturbances(surroundings), *unsteadiness(latencies, protocol)],
+        warnings=[*disturbances(surroundings, busy or 0.0), *unsteadiness(latencies, protocol)],
     )
     return results, measured.samples
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .energy import energy_counter
-from .env import disturbances, environment, same_machine
+from .env import disturbances, environment, others_busy, same_machine
 from .evaluate import evaluate
 from .footprint import footprint_of
 from .layers import layer_times
@@ -34,6 +34,7 @@ __all__ = [
     "mcnemar",
     "measure_latency",
     "offline",
+    "others_busy",
     "packed",
     "paired_drop",
     "paired_ratio",

@@ -6,18 +6,22 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .accelerators import accelerators
 
-__all__ = ["disturbances", "environment", "same_machine"]
+__all__ = ["disturbances", "environment", "others_busy", "same_machine"]
 
 #: What int8 and bf16 kernels are chosen by; ARM's names are those of its HWCAPs.
 INSTRUCTION_SETS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+#: Cores of others from which on it is told: a tenth is what an idle system does by itself.
+BUSY = 0.2
 PACKAGES = ("edgekd", "torch", "onnx", "onnxruntime", "torchao", "torch-pruning")
 
 
@@ -44,15 +48,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def disturbances(environment: dict[str, Any]) -> list[str]:
-    """What is likely to disturb a measurement made now, one sentence each with what helps; empty if nothing is."""
+def disturbances(environment: dict[str, Any], others: float | None = None) -> list[str]:
+    """What is likely to disturb a measurement made now, one sentence each with what helps; empty if nothing is.
+
+    `others`: cores that other programs kept busy while it was made. Before it (None) the load average must do, of
+    which a training that has just ended is a part.
+    """
     warnings = []
     cores, load = environment["cores"], environment["load_average"][0]
-    if load > cores / 2:
-        warnings.append(
-            f"load average {load:.1f} on {cores} cores: something else is running; "
-            "see `ps -eo pcpu,comm --sort -pcpu | head`, end it or wait"
-        )
+    what = None
+    if others is None and load > cores / 2:
+        what = f"load average {load:.1f} on {cores} cores: something else is running"
+    elif others is not None and others > BUSY:
+        what = f"other programs kept {others:.1f} of {cores} cores busy meanwhile"
+    if what is not None:
+        warnings.append(f"{what}; see `ps -eo pcpu,comm --sort -pcpu | head`, end it or wait")
     if environment["governor"] in ("powersave", "conservative", "ondemand", "schedutil"):
         warnings.append(
             f"CPU frequency governor {environment['governor']}: clocks follow the load; "
@@ -78,6 +88,32 @@ def disturbances(environment: dict[str, Any]) -> list[str]:
     if "jetson" in environment and (mode := environment.get("power_mode")) not in (None, "MAXN", "MAXN_SUPER"):
         warnings.append(f"power mode {mode}: clocks are capped; `sudo nvpmodel -m 0 && sudo jetson_clocks`")
     return warnings
+
+
+def others_busy(stat: Path = Path("/proc/stat")) -> Callable[[], float | None]:
+    """A function that says how many cores programs other than this one kept busy, on average, since now.
+
+    None where the system does not tell. What a hypervisor takes away counts as others.
+    """
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def used() -> tuple[float, float, float] | None:
+        fields = _read(stat).partition("\n")[0].split()[1:9]
+        if len(fields) < 8:
+            return None
+        user, nice, system, _, _, irq, softirq, steal = (float(f) / ticks for f in fields)
+        return time.monotonic(), user + nice + system + irq + softirq + steal, sum(os.times()[:4])
+
+    before = used()
+
+    def since() -> float | None:
+        after = used()
+        if before is None or after is None or after[0] - before[0] < 2 / ticks:
+            return None
+        seconds, everything, ours = (b - a for a, b in zip(before, after, strict=True))
+        return max(0.0, everything - ours) / seconds
+
+    return since
 
 
 def same_machine(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

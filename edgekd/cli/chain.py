@@ -110,6 +110,8 @@ def run_recipe(
             emit({"event": "result", "results": done.results.model_dump(mode="json"), "verdicts": verdicts})
     if not as_json:
         print_text(render(done.results, done.verdicts, "text"))
+        for warning in dict.fromkeys(w for p in done.results.profiles for w in p.warnings):
+            note(f"warning: {warning}")
         for text in lines(done.verdicts):
             print_text(text)
     note(f"report: {done.directory / 'report.html'}")

@@ -38,13 +38,16 @@ def bench(
     from ..report import render
     from ..screen import note, watching
 
-    for text in disturbances(environment()):
+    told = disturbances(environment())
+    for text in told:
         note(f"warning: {text}")
     with watching(False) as emit:
         if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
             results = runs.bench_run(Path(paths[0]), profile, emit)
         else:
             results = runs.bench_paths(paths, profile, emit, load_recipe(recipe) if recipe else None)
+    for text in dict.fromkeys(w for p in results.profiles for w in p.warnings if w not in told):
+        note(f"warning: {text}")
     if out is not None:
         results.write(out)
     if as_json:

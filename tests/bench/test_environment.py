@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from edgekd.bench import disturbances, energy_counter, env, environment, same_machine
+from edgekd.bench import disturbances, energy_counter, env, environment, others_busy, same_machine
 from edgekd.bench.accelerators import gpus, power_mode
 
 
@@ -58,6 +60,34 @@ def test_cpu_quota_of_both_cgroup_versions(tmp_path):
     assert env._cpu_quota(tmp_path) == 1.5
     (tmp_path / "cpu.max").write_text("max 100000\n")
     assert env._cpu_quota(tmp_path) == 2.5
+
+
+def test_only_what_others_do_counts_as_disturbance(tmp_path):
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat = tmp_path / "stat"
+    stat.write_text("cpu 100 0 100 5000 7 0 0 0 0 0\ncpu0 1 2 3\n")
+    since = others_busy(stat)
+    start = time.monotonic()
+    while time.monotonic() - start < 0.2:  # our own work
+        pass
+    seconds = time.monotonic() - start
+    spent = round(1.5 * seconds * ticks)
+    stat.write_text(f"cpu {100 + spent} 0 100 9000 99 0 0 0 0 0\n")
+    assert since() == pytest.approx(0.5, abs=0.15)  # of one and a half cores one was ours
+    assert others_busy(tmp_path / "none")() is None
+    assert disturbances({**QUIET, "load_average": [9.0, 9, 9]}, 0.1) == []
+    (told,) = disturbances(QUIET, 0.8)
+    assert told.startswith("other programs kept 0.8 of 4 cores busy")
+
+
+def test_another_process_is_seen():
+    since = others_busy()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    time.sleep(0.8)
+    found = since()
+    busy.kill()
+    busy.wait()
+    assert found is None or found > 0.2
 
 
 SMI = """\
