@@ -25,7 +25,10 @@ def bench(
     paths: Annotated[list[str], typer.Argument(help="Runs, RUN:stage, artifacts or .onnx files, ours or not.")],
     profile: ProfileOption = [],
     recipe: Annotated[str | None, typer.Option(help="Where no run says so: the recipe that names the data.")] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Also write results.json here.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Also write results.json here; of files, every call's time beside it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput, accuracy, memory and size; everything given is measured interleaved.
@@ -45,7 +48,9 @@ def bench(
         if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
             results = runs.bench_run(Path(paths[0]), profile, emit)
         else:
-            results = runs.bench_paths(paths, profile, emit, load_recipe(recipe) if recipe else None)
+            samples = out.with_suffix(".samples.json") if out is not None else None
+            given = load_recipe(recipe) if recipe else None
+            results = runs.bench_paths(paths, profile, emit, given, samples=samples)
     for text in dict.fromkeys(w for p in results.profiles for w in p.warnings if w not in told):
         note(f"warning: {text}")
     if out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -99,6 +100,25 @@ def test_bench_of_somebody_elses_file_alone(foreign: Path, edgekd: Call) -> None
     assert alone["theirs"]["latency"]["p50"]["value"] > 0
     with_data = edgekd("bench", str(foreign), "--recipe", "recipe.toml", "--json")
     assert "accuracy" in variants(json.loads(with_data.out))["theirs"]["metrics"]
+
+
+def test_offline_a_whole_set_at_once_and_every_call_kept(foreign: Path, tmp_path: Path, edgekd: Call) -> None:
+    profile, out = tmp_path / "p.toml", tmp_path / "results.json"
+    protocol = (
+        'rounds = 3\nprecision = 10.0\nblock_s = 0.01\nwarmup_s = 0.01\nbatches = [64]\nscenarios = ["offline"]\n'
+    )
+    profile.write_text(f'extends = "cpu-x86"\naffinity = [{min(os.sched_getaffinity(0))}]\n[protocol]\n{protocol}')
+    done = edgekd("bench", str(foreign), "--profile", str(profile), "--json", "-o", str(out))
+    assert done.code == 0, done.err
+    found = variants(json.loads(done.out))["theirs"]
+    assert found["throughput"] == {}
+    assert found["offline"]["low"] <= found["offline"]["value"] <= found["offline"]["high"]
+    assert found["offline"]["value"] > 64 / 1.0
+    assert found["load_ms"]["value"] > 0
+    assert found["layer_times"][0]["op"] in ("MatMul", "Gemm")
+    samples = json.loads((tmp_path / "results.samples.json").read_text())
+    assert samples["unit"] == "ms"
+    assert sum(map(len, samples["profiles"]["p"]["theirs"])) == found["latency"]["samples"]
 
 
 def test_bench_of_a_file_inside_an_artifact_knows_its_data(finished: Any, edgekd: Call) -> None:
