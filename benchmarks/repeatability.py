@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
+from gate_trials import export
 from torch import nn
 
 from edgekd.artifact import ModelSpec, write_atomically
@@ -34,14 +35,6 @@ from edgekd.profile import Protocol
 from edgekd.runtimes import open_session
 
 IMAGE = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
-
-
-def export(network: nn.Module, file: Path) -> Path:
-    torch.onnx.export(
-        network.eval(), (torch.zeros(1, 3, 32, 32),), file, dynamo=True, opset_version=18, input_names=["image"],
-        output_names=["logits"], external_data=False, verbose=False,
-    )  # fmt: skip
-    return file
 
 
 def ours(slow: Path, fast: Path) -> float:

@@ -14,6 +14,7 @@ from edgekd.bench import wilson
 from edgekd.bench.results import Interval, Latency, ProfileResults, Results, Variant
 from edgekd.errors import ArtifactError, RecipeError, UsageError
 from edgekd.gate import RuleFor, Verdict, exit_code, judge, lines, parse_rules, read, write_gate
+from edgekd.gate.verdict import text
 
 
 def latency(p50: Interval, p99: float | None = 3.0) -> Latency:
@@ -311,6 +312,11 @@ def test_rounding_never_hides_why_a_rule_failed() -> None:
     verdict = one("latency.p50", "speedup", 4.1001)
     assert verdict.verdict == "fail"
     assert (verdict.allowed, verdict.shown) == ("≥ 4.1001x", "4.0000x [3.9000, 4.1000]")
+
+
+def test_nothing_has_no_minus() -> None:
+    assert text("change", [0.05, -0.0001, 0.0, -0.02]) == ["+5.0 %", "+0.0 %", "+0.0 %", "-2.0 %"]
+    assert text("points", [0.01, -0.00001]) == ["1.00 points", "0.00 points"]
 
 
 def test_gate_json_comes_back_equal_and_other_files_are_refused(tmp_path: Path) -> None:

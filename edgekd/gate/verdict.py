@@ -58,7 +58,8 @@ def text(unit: Unit, values: Sequence[float]) -> list[str]:
     ):
         digits += 1
     sign = "+" if unit == "change" else ""
-    return [f"{v:{sign},.{digits}f}{suffix}" for v in scaled]
+    # Rounded first and 0 added: what is shown as nothing has no minus.
+    return [f"{round(v, digits) + 0.0:{sign},.{digits}f}{suffix}" for v in scaled]
 
 
 def bare(shown: str) -> str:
