@@ -14,7 +14,7 @@ from .bench import Results, Samples, paired_ratio, ratios_known
 from .data import Dataset, load
 from .errors import UsageError, nearest
 from .gate import OWN_METRICS, Baseline, RuleFor, Verdict
-from .profile import Profile, load_profile
+from .profile import Profile, Protocol, load_profile
 from .recipe import Component, Recipe, load_recipe
 from .registry import load_plugin
 from .runs import bench_paths, find_source
@@ -26,8 +26,6 @@ __all__ = ["gate_files", "gate_run", "read_baseline"]
 
 Emit = Callable[[dict[str, Any]], None]
 BASELINE = "baseline"
-#: The ratio to the baseline is measured until it is known within this share of it.
-PRECISION = 0.01
 
 
 def gate_run(
@@ -69,8 +67,9 @@ def gate_files(
     against = read_baseline(baseline, other_machine) if baseline is not None else None
     beside = [_model(baseline)] if baseline is not None and against is None else []
     names = list(profiles) or ["cpu-x86"]
-    asked = rules_of(rules, [load_profile(name, "--profile") for name in names])
-    results = bench_paths(paths, profiles, emit, beside=beside, settled=_settled(asked, len(beside)), brief=True)
+    devices = [load_profile(name, "--profile") for name in names]
+    settled = _settled(rules_of(rules, devices), devices) if beside else None
+    results = bench_paths(paths, profiles, emit, beside=beside, settled=settled, brief=True)
     loaded = [Profile.model_validate(p.settings) for p in results.profiles]
     if beside:
         pairs = [p.model_copy(update={"variants": [p.variants[-1], p.variants[-2]]}) for p in results.profiles]
@@ -156,25 +155,24 @@ def _measured_beside(
         name=recipe.name,
         command="",
         emit=emit,
-        settled=_settled(rules, 1),
+        settled=_settled(rules, profiles),
         brief=True,
     )
     return Baseline(results, where, interleaved=True)
 
 
-def _settled(rules: Sequence[RuleFor], baselines: int) -> Callable[[str, Samples], bool] | None:
-    """When the rounds may end: ratios are known well enough, and no limit lies inside the interval that it judges.
+def _settled(rules: Sequence[RuleFor], profiles: Sequence[Profile]) -> Callable[[str, Samples], bool]:
+    """When the rounds may end: ratios are known within the profile's precision, and no limit lies inside an interval.
 
     Only one look is taken at the verdict. Where it is open the rounds go on to the cap: whoever looks after every
     round and stops at the first clear answer finds differences that are not there.
     """
-    if not baselines:
-        return None
+    precision = {p.name: p.protocol.precision for p in profiles}
     open_still: set[str] = set()
 
     def settled(profile: str, samples: Samples) -> bool:
         limits = [r.limit for r in rules if (r.profile, r.metric, r.bound) == (profile, "latency.p50", "regress")]
-        if profile in open_still or not ratios_known(samples, PRECISION):
+        if profile in open_still or not ratios_known(samples, precision.get(profile, Protocol().precision)):
             return False
         medians = {name: [float(np.median(r)) for r in rounds] for name, rounds in samples.items()}
         names = list(medians)
