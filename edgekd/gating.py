@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .artifact import MANIFEST, Artifact
-from .bench import Results, Samples, paired_ratio, ratios_known
+from .bench import Results, Samples, paired_ratio, ratios_known, round_medians
 from .data import Dataset, load
 from .errors import UsageError, nearest
 from .gate import OWN_METRICS, Baseline, RuleFor, Verdict
-from .profile import Profile, Protocol, load_profile
+from .profile import Profile
 from .recipe import Component, Recipe, load_recipe
 from .registry import load_plugin
 from .runs import bench_paths, find_source
@@ -66,10 +64,12 @@ def gate_files(
     """Measurements of artifacts and ONNX files, and verdicts on the last one. Raises UsageError or StageError."""
     against = read_baseline(baseline, other_machine) if baseline is not None else None
     beside = [_model(baseline)] if baseline is not None and against is None else []
-    names = list(profiles) or ["cpu-x86"]
-    devices = [load_profile(name, "--profile") for name in names]
-    settled = _settled(rules_of(rules, devices), devices) if beside else None
-    results = bench_paths(paths, profiles, emit, beside=beside, settled=settled, brief=True)
+
+    def settle(devices: Sequence[Profile]) -> Callable[[str, Samples], bool] | None:
+        asked = rules_of(rules, devices)  # a wrong rule is told before minutes go into measuring
+        return _settled(asked, devices) if beside else None
+
+    results = bench_paths(paths, profiles, emit, beside=beside, settle=settle, brief=True)
     loaded = [Profile.model_validate(p.settings) for p in results.profiles]
     if beside:
         pairs = [p.model_copy(update={"variants": [p.variants[-1], p.variants[-2]]}) for p in results.profiles]
@@ -172,11 +172,10 @@ def _settled(rules: Sequence[RuleFor], profiles: Sequence[Profile]) -> Callable[
 
     def settled(profile: str, samples: Samples) -> bool:
         limits = [r.limit for r in rules if (r.profile, r.metric, r.bound) == (profile, "latency.p50", "regress")]
-        if profile in open_still or not ratios_known(samples, precision.get(profile, Protocol().precision)):
+        if profile in open_still or not ratios_known(samples, precision[profile]):
             return False
-        medians = {name: [float(np.median(r)) for r in rounds] for name, rounds in samples.items()}
-        names = list(medians)
-        own = next(name for name in reversed(names) if name != BASELINE)
+        medians = round_medians(samples)
+        own = next(name for name in reversed(medians) if name != BASELINE)
         worse = paired_ratio(medians[own], medians[BASELINE])
         if any(worse.low - 1 <= limit < worse.high - 1 for limit in limits):
             open_still.add(profile)

@@ -16,7 +16,7 @@ from .errors import EdgekdError, UsageError, nearest
 from .events import recording
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
-from .profile import load_profile
+from .profile import Profile, load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
 from .scorecard import Candidate, candidate_of, lineage_of, measure
@@ -249,14 +249,15 @@ def bench_paths(
     recipe: Recipe | None = None,
     *,
     beside: Sequence[Candidate] = (),
-    settled: Callable[[str, Samples], bool] | None = None,
+    settle: Callable[[Sequence[Profile]], Callable[[str, Samples], bool] | None] | None = None,
     brief: bool = False,
     samples: Path | None = None,
 ) -> Results:
     """Measure artifacts and ONNX files, ours or not, interleaved in one session; the first is the reference.
 
     Accuracy is measured where a recipe (given, or beside an artifact) names the data. `beside` is measured with them,
-    last. Raises UsageError.
+    last. `settle(profiles)` is asked, before anything is measured on them, for what ends their rounds (`measure`'s
+    `settled`). Raises UsageError.
     """
     from .data import load
 
@@ -285,15 +286,16 @@ def bench_paths(
             found.append(candidate_of(source.artifact, _unique(source.name, [*taken, *found]), data, 18, cache))
     data = load(recipe.data, recipe.seed) if recipe is not None else None
     names = list(profiles) or (recipe.profiles if recipe is not None else ["cpu-x86"])
+    loaded = [load_profile(name, "--profile") for name in names]
     return measure(
         [*found, *beside],
-        [load_profile(name, "--profile") for name in names],
+        loaded,
         data=data,
         task=make_task(recipe.task if recipe is not None else Component(use="classification")),
         name=found[-1].name,
         command=shlex.join(["edgekd", *sys.argv[1:]]),
         emit=emit,
-        settled=settled,
+        settled=settle(loaded) if settle is not None else None,
         brief=brief,
         samples=samples,
     )

@@ -7,7 +7,7 @@ from .env import disturbances, environment, others_busy, same_machine
 from .evaluate import evaluate
 from .footprint import footprint_of
 from .layers import layer_times
-from .measure import Samples, measure_latency, pinned, ratios_known, unsteadiness
+from .measure import Samples, measure_latency, pinned, ratios_known, round_medians, unsteadiness
 from .quality import calibration_error, class_figures, confusion_matrix, packed, unpacked
 from .rates import offline, throughput
 from .results import Interval, Latency, Lineage, ProfileResults, Results, Variant
@@ -40,6 +40,7 @@ __all__ = [
     "paired_ratio",
     "pinned",
     "ratios_known",
+    "round_medians",
     "same_machine",
     "speedup",
     "throughput",

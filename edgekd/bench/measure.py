@@ -22,9 +22,9 @@ from ..profile import Protocol
 from ..runtimes import Feed, Session
 from .energy import EnergyCounter
 from .results import Latency
-from .stats import bootstrap_median, paired_ratio, summarize
+from .stats import bootstrap_median, drift, paired_ratio, summarize
 
-__all__ = ["Measured", "Samples", "measure_latency", "pinned", "quiet", "ratios_known", "unsteadiness"]
+__all__ = ["Measured", "Samples", "measure_latency", "pinned", "quiet", "ratios_known", "round_medians", "unsteadiness"]
 
 #: Milliseconds per call by variant and round.
 Samples = dict[str, list[list[float]]]
@@ -131,15 +131,20 @@ def measure_latency(
     return Measured(summaries, {name: v.rounds for name, v in variants.items()})
 
 
+def round_medians(samples: Samples) -> dict[str, list[float]]:
+    """The median of each round, by variant: what is compared."""
+    return {name: [float(np.median(r)) for r in rounds] for name, rounds in samples.items()}
+
+
 def ratios_known(samples: Samples, precision: float) -> bool:
     """Whether every variant's ratio to the first one is known within `precision` (a share of it)."""
-    medians = [[float(np.median(r)) for r in rounds] for rounds in samples.values()]
-    ratios = [paired_ratio(own, medians[0]) for own in medians[1:]]
+    first, *others = round_medians(samples).values()
+    ratios = [paired_ratio(own, first) for own in others]
     return all(max(r.high - r.value, r.value - r.low) <= precision * r.value for r in ratios)
 
 
 def _known(samples: Samples, precision: float) -> bool:
-    medians = [bootstrap_median([float(np.median(r)) for r in rounds]) for rounds in samples.values()]
+    medians = [bootstrap_median(found) for found in round_medians(samples).values()]
     return ratios_known(samples, precision) and all(
         max(m.high - m.value, m.value - m.low) <= precision * m.value for m in medians
     )
@@ -149,10 +154,10 @@ def unsteadiness(latencies: Mapping[str, Latency], protocol: Protocol) -> list[s
     """What the samples themselves say against a measurement: a sentence each, with what helps; empty if nothing."""
     found = []
     for name, latency in latencies.items():
-        p50, third = latency.p50, len(latency.round_p50) // 3
+        p50 = latency.p50
         if not latency.steady:
             found.append(f"{name} was not steady after {latency.warmup_s:.1f} s of warm-up: raise warmup_s")
-        change = float(np.median(latency.round_p50[-third:]) / np.median(latency.round_p50[:third]) - 1) if third else 0
+        change = drift(latency.round_p50) or 0.0
         if abs(change) > DRIFT:
             more = "slower" if change > 0 else "faster"
             found.append(

@@ -17,6 +17,7 @@ __all__ = [
     "bootstrap_median",
     "bootstrap_median_by_round",
     "bootstrap_quantile_by_round",
+    "drift",
     "mcnemar",
     "paired_drop",
     "paired_ratio",
@@ -139,6 +140,12 @@ def paired_drop(correct_a: ArrayLike, correct_b: ArrayLike) -> Interval:
     centre = (lost - gained) / (n + 2)
     error = Z95 * math.sqrt((lost + gained + 1) - (lost - gained) ** 2 / (n + 2)) / (n + 2)
     return Interval(value=value, low=max(-1.0, min(centre - error, value)), high=min(1.0, max(centre + error, value)))
+
+
+def drift(rounds: Sequence[float]) -> float | None:
+    """The median of the last third of the rounds over that of the first, minus 1; None of fewer than three rounds."""
+    third = len(rounds) // 3
+    return float(np.median(rounds[-third:]) / np.median(rounds[:third]) - 1) if third else None
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:

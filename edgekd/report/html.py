@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..bench.stats import drift
 from . import figures as f
 from . import latency_plots, svg
 from .heat import heat_map
@@ -23,6 +24,8 @@ from .table import Quality
 __all__ = ["html"]
 
 WIDE, FLAT, NARROW = (1000, 430), (1000, 330), (360, 330)
+#: Thirds of fewer rounds are single ones.
+MIN_DRIFT = 6
 
 
 def html(page: Page) -> str:
@@ -86,7 +89,7 @@ def _ordered(rounds: list[float]) -> bool:
 
 
 def _drift_in_words(rounds: list[float]) -> str:
-    change = latency_plots.drift(rounds)
+    change = drift(rounds) if len(rounds) >= MIN_DRIFT else None
     if change is None:
         return f"{len(rounds)} rounds"
     return f"drift {f.signed(100 * change, 1)} %"

@@ -10,7 +10,7 @@ from ..bench.results import Histogram, LayerTime, Variant
 from . import figures as f
 from .svg import Scale, label, line, shorten, text, tick, ticks
 
-__all__ = ["drift", "histogram", "operators", "percentiles", "trace"]
+__all__ = ["histogram", "operators", "percentiles", "trace"]
 
 #: Percentiles with a tick, as far as there are samples.
 TAIL = (50, 75, 90, 95, 99, 99.9, 99.99)
@@ -83,17 +83,8 @@ def histogram(found: Histogram, index: int, size: tuple[int, int] = (400, 150)) 
     parts.append(line(x.start, base, x.end, base, "axis"))
     for t in ticks(x.low, x.high, 4):
         parts += [line(x(t), base, x(t), base + 4, "axis"), text(x(t), base + 17, tick(t), "tick", "middle")]
-    parts.append(text(x.end, height - 24 - (base - 6), "calls", "tick", "end"))
+    parts.append(text(x.end, 8, "calls", "tick", "end"))
     return _svg(width, height, f"histogram of {sum(counts):,} calls, {found.low:.4g} to {found.high:.4g} ms", parts)
-
-
-def drift(rounds: Sequence[float]) -> float | None:
-    """The median of the last third of the rounds over that of the first, minus 1; None of fewer than six rounds."""
-    third = len(rounds) // 3
-    if third < 2 or not all(math.isfinite(r) and r > 0 for r in rounds):
-        return None
-    first, last = sorted(rounds[:third]), sorted(rounds[-third:])
-    return last[third // 2] / first[third // 2] - 1
 
 
 def trace(rounds: Sequence[float], index: int, reach: float, size: tuple[int, int] = (300, 90)) -> str:

@@ -94,6 +94,19 @@ def test_a_run_against_another_run_and_against_a_file(finished: Any, tmp_path: P
     assert "no baseline to compare with" in alone.out
 
 
+def test_an_artifact_is_gated_on_its_recipes_profile(finished: Any, tmp_path: Path, edgekd: Call) -> None:
+    artifact, rules = str(next(finished.directory.glob("04-export-*"))), tmp_path / "gate.toml"
+    rules.write_text('latency = { p50 = { regress = "99%" } }\n')
+    done = edgekd("gate", artifact, "--baseline", artifact, "--rules", str(rules), "--json")
+    assert done.code == 0, done.out + done.err
+    assert [v["profile"] for v in json.loads(done.out)["verdicts"]] == ["profile"]
+    rules.write_text('latency = { p50 = { regres = "99%" } }\n')
+    wrong = edgekd("gate", artifact, "--baseline", artifact, "--rules", str(rules))
+    assert wrong.code == 2
+    assert "did you mean 'regress'?" in wrong.err
+    assert "accuracy of" not in wrong.err  # told before anything is measured
+
+
 def test_a_run_leaves_out_what_needs_a_baseline_and_says_so(finished: Any, tmp_path: Path, edgekd: Call) -> None:
     run = finished.copy(tmp_path / "run")
     done = edgekd("run", "recipe.toml", "-o", str(run), "--set", "gate.size_mb.regress=0.05")
