@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
 from .recipe import Component, Recipe, to_toml
 from .registry import load_plugin, resolve, source_digest, validation_problems
-from .stages import Context, Stage, Workspace
+from .stages import Context, Expert, Stage, Teaching, Workspace
 from .stages.distill import DEFAULT_OBJECTIVES
-from .stages.workspace import Teaching
+from .stages.teaching import expert_of
 from .tasks import Task, make_task
 from .tracking import missing_trackers
 
@@ -42,6 +42,7 @@ class Step:
     directory: Path
     parents: dict[str, str | Artifact]
     spec: ModelSpec | None
+    group: str = ""  # stages of one group (the students of a fleet) are run together
 
     @property
     def done(self) -> bool:
@@ -158,23 +159,33 @@ def _misfits(artifact: Artifact, data: Dataset) -> Iterator[Problem]:
 
 def _drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
     """Validated stage configs with their names and places; order is checked here."""
-    entries = (
-        [] if source is not None else [("teacher", {k: v for k, v in recipe.teacher.items() if k != "use"}, "teacher")]
-    )
+    entries = []
+    if source is None:
+        several = len(recipe.teacher) > 1
+        for i, teacher in enumerate(recipe.teacher):
+            place = f"teacher[{i}]" if several else "teacher"
+            entries.append(("teacher", {k: v for k, v in teacher.items() if k != "use"}, place))
     entries += [(entry.use, entry.args, f"stage[{i}]") for i, entry in enumerate(recipe.stage)]
     previous = source.manifest.kind if source is not None else None
-    seen: dict[str, int] = {}
+    kinds: dict[str, str] = {}
     for use, args, where in entries:
         config = _collect(problems, where, partial(_config, use, args, where))
         if config is None:
             previous = None
             continue
-        if previous is not None and previous not in config.follows:
+        before = kinds.get(_stem(getattr(config, "after", None) or ""), previous)
+        if before is not None and before not in config.follows and not (use == before == "teacher"):
             allowed = ", ".join(config.follows) or "nothing: it comes first"
-            problems.append(Problem(where, f"{use} cannot follow {previous}", f"{use} may follow {allowed}"))
+            problems.append(Problem(where, f"{use} cannot follow {before}", f"{use} may follow {allowed}"))
         previous = use
-        seen[use] = seen.get(use, 0) + 1
-        yield (use if seen[use] == 1 else f"{use}-{seen[use]}"), config, where
+        name = use if use not in kinds else next(n for i in range(2, 1000) if (n := f"{use}-{i}") not in kinds)
+        kinds[name] = use
+        yield name, config, where
+
+
+def _stem(name: str) -> str:
+    """The stage of a student: `distill` of `distill.small`."""
+    return name.partition(".")[0]
 
 
 def _config(use: str, args: dict[str, Any], where: str) -> Any:
@@ -183,6 +194,62 @@ def _config(use: str, args: dict[str, Any], where: str) -> Any:
         return component.model_validate(args)  # type: ignore[attr-defined]
     except ValidationError as error:
         raise RecipeError(validation_problems(error, where, component)) from error  # type: ignore[arg-type]
+
+
+class _Building:
+    """The steps so far, and what later ones may refer to."""
+
+    def __init__(self, source: Artifact | None, teacher: Artifact | None) -> None:
+        self.steps: list[Step] = []
+        self.source, self.teacher = source, teacher
+        self.specs: dict[str, ModelSpec | None] = {}
+        self.experts: dict[str, Expert] = {}
+        self.keys: dict[str, str] = {}
+        self.fleet: list[str] = []  # the students of the last distillation
+        self.last: str | None = None
+
+    def artifact(self, name: str) -> Artifact | None:
+        """An artifact from elsewhere: a directory, or what this plan goes on from."""
+        return Artifact.open(name) if (Path(name) / MANIFEST).is_file() else None
+
+    def find(self, name: str, where: str) -> str | Artifact:
+        """What a recipe names: an earlier stage, or an artifact's directory. Raises UsageError."""
+        if name in self.specs:
+            return name
+        found = self.artifact(name)
+        if found is None:
+            known = list(self.specs)
+            hint = nearest(name, known) or f"there are: {', '.join(known)}"
+            raise UsageError(f"no earlier stage and no artifact {name!r}", where=where, hint=hint)
+        return found
+
+    def teachers(self, stage: Any, where: str) -> dict[str, str | Artifact]:
+        """Who teaches a stage, by role."""
+        if stage.kind in ("teacher", "export", "average"):
+            return {}
+        asked = stage.heal if hasattr(stage, "heal") else stage
+        place = f"{where}.heal.teacher" if hasattr(stage, "heal") else f"{where}.teacher"
+        if asked.teacher:
+            found: list[str | Artifact] = [self.find(name, place) for name in asked.teacher]
+        elif self.source is not None:
+            found = [self.teacher] if self.teacher is not None else []
+        else:
+            found = [name for name, step in self.specs.items() if _is_teacher(name)]
+        return {"teacher" if i == 0 else f"teacher.{i + 1}": one for i, one in enumerate(found)}
+
+    def expert(self, found: str | Artifact) -> Expert | None:
+        """A teacher as far as it is known; None for a stage that failed its check."""
+        return self.experts.get(found) if isinstance(found, str) else expert_of(found)
+
+    def spec(self, found: str | Artifact | None) -> ModelSpec | None:
+        return self.specs.get(found) if isinstance(found, str) else found.manifest.model if found is not None else None
+
+    def key(self, found: str | Artifact) -> str:
+        return self.keys[found] if isinstance(found, str) else found.key
+
+
+def _is_teacher(name: str) -> bool:
+    return name == "teacher" or (name.startswith("teacher-") and name.removeprefix("teacher-").isdigit())
 
 
 def _steps(
@@ -195,33 +262,59 @@ def _steps(
     teacher: Artifact | None,
     problems: list[Problem],
 ) -> list[Step]:
-    steps: list[Step] = []
-    spec = source.manifest.model if source is not None else None
-    teacher_spec = teacher.manifest.model if teacher is not None else None
+    made = _Building(source, teacher)
     distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
-    keys: dict[str, str] = {}
-    for index, (name, draft, where) in enumerate(drafts):
+    first = 0 if source is None else 1 + _position(source)
+    for name, draft, where in drafts:
         stage = draft.resolved(profiles, distilled)
-        context = Context(recipe, data, profiles, None if draft.kind == "teacher" else teacher_spec, spec, where)
-        spec, found = stage.check(context)
-        if draft.kind != "teacher" and source is None and teacher_spec is None:
+        parents = _collect(problems, where, partial(_parents, stage, made, where)) or {}
+        if stage.kind == "average" and not stage.members:
+            stage = stage.model_copy(update={"members": list(made.fleet)})
+            parents = _collect(problems, where, partial(_parents, stage, made, where)) or {}
+        taught = [r for r in parents if r.startswith("teacher")]
+        experts = [made.expert(parents[r]) for r in taught]
+        starts = {r.removeprefix("start."): made.spec(p) for r, p in parents.items() if r.startswith("start.")}
+        known = {n: s for n, s in starts.items() if s is not None}
+        missing = len(known) < len(starts) or None in experts or (stage.kind == "distill" and not _named(stage, known))
+        spec, found, specs = None, [], []
+        context = Context(
+            recipe, data, profiles, [e for e in experts if e], made.spec(parents.get("source")), where, known
+        )
+        if not missing:
+            spec, found = stage.check(context)
+            specs = stage.specs(context) if stage.kind == "distill" and stage.students and spec and not found else [spec]
+        if stage.kind != "teacher" and source is None and not context.teachers:
             # That the teacher is missing follows from what was said about it.
             found = [p for p in found if "need a teacher" not in p.what]
         problems += found
-        if any(p.where.startswith(f"{where}.model") for p in found):
-            spec = None  # a network that fails would fail again in every later stage
-        if draft.kind == "teacher":
-            teacher_spec = spec
-        if draft.kind == "distill":
-            distilled = Teaching(stage.objectives, stage.source)
-        parents = _parents(stage, steps, source, teacher)
-        config = {"use": draft.kind, **stage.model_dump(mode="json")}
-        parent_keys = {r: keys[p] if isinstance(p, str) else p.key for r, p in parents.items()}
-        key = _key(config, parent_keys, recipe, data, stage.inputs())
-        keys[name] = key
-        number = index if source is None else index + 1 + _position(source)
-        steps.append(Step(name, stage, config, key, directory / f"{number:02d}-{name}-{key[:12]}", parents, spec))
-    return steps
+        if any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):
+            specs = [None]  # a network that fails would fail again in every later stage
+        if stage.kind == "distill":
+            distilled = stage.carried
+        names = [f"{name}.{student}" for student in stage.names] if stage.kind == "distill" and stage.students else [name]
+        for i, one in enumerate(names):
+            config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if len(names) > 1 else {})}
+            parent_keys = {r: made.key(p) for r, p in parents.items()}
+            key = _key(config, parent_keys, recipe, data, stage.inputs())
+            made.keys[one] = key
+            own = specs[i] if i < len(specs) else None
+            made.specs[one] = own
+            if own is not None and stage.kind not in ("quantize", "export"):
+                apart = stage.kind != "teacher" or stage.weights is None or stage.held_out
+                classes = getattr(stage, "classes", None) or data.classes
+                # Its accuracy is not known before it is there; any figure does for a check.
+                made.experts[one] = Expert(own, key, classes, 0.5 if apart else None)
+            path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
+            made.steps.append(Step(one, stage, config, key, path, parents, own, group=name))
+        made.last = names[0]
+        if stage.kind == "distill":
+            made.fleet = names
+    return made.steps
+
+
+def _named(stage: Any, known: Sequence[str] | dict[str, Any]) -> bool:
+    """Whether all stages that students start from are known."""
+    return all(s.start is None or s.start in known for s in stage.students)
 
 
 def _position(source: Artifact) -> int:
@@ -230,17 +323,24 @@ def _position(source: Artifact) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _parents(
-    stage: Any, steps: Sequence[Step], source: Artifact | None, teacher: Artifact | None
-) -> dict[str, str | Artifact]:
-    before: str | Artifact | None = steps[-1].name if steps else source
-    taught: str | Artifact | None = steps[0].name if steps and source is None else teacher
+def _parents(stage: Any, made: _Building, where: str) -> dict[str, str | Artifact]:
+    """What a stage builds on, by role: `source`, `teacher`, `teacher.2`, ..., `start.NAME`. Raises UsageError."""
     parents: dict[str, str | Artifact] = {}
-    fresh = stage.kind == "distill" and stage.model is not None
-    if before is not None and not fresh:
+    if stage.kind == "teacher":
+        return parents
+    before: str | Artifact | None = made.last or made.source
+    if getattr(stage, "after", None):
+        before = made.find(stage.after, f"{where}.after")
+    if before is not None and stage.kind != "average" and not getattr(stage, "fresh", False):
         parents["source"] = before
-    if taught is not None and stage.kind in ("distill", "prune", "quantize"):
-        parents["teacher"] = taught
+    parents |= made.teachers(stage, where)
+    if stage.kind == "average":
+        starts = [(name, f"{where}.members") for name in stage.members]
+    else:
+        students = getattr(stage, "students", [])
+        starts = [(s.start, f"{where}.students[{i}].start") for i, s in enumerate(students) if s.start]
+    for name, place in starts:
+        parents[f"start.{name}"] = made.find(name, place)
     return parents
 
 
@@ -304,23 +404,30 @@ def run_steps(
                 made[step.name] = Artifact.open(step.directory)
                 continue
             parents = {r: made[p] if isinstance(p, str) else p for r, p in step.parents.items()}
-            workspace = Workspace(
-                recipe=plan.recipe,
-                data=plan.data,
-                task=plan.task,
-                profiles=plan.profiles,
-                name=step.name,
-                key=step.key,
-                destination=step.directory,
-                parents=parents,
-                config=step.config,
-                emit=emit,
-            )
+            group = [s for s in plan.steps if s.group == step.group]
+            first, *others = [_workspace(plan, s, parents, emit) for s in group]
             if step.name in again:
-                shutil.rmtree(workspace.partial, ignore_errors=True)
-            made[step.name] = step.stage.run(workspace)
+                shutil.rmtree(first.partial, ignore_errors=True)
+            step.stage.run(replace(first, siblings=others))
+            again -= {s.name for s in group}
+            made[step.name] = Artifact.open(step.directory)
             emit({"event": "made", "stage": step.name, "path": str(step.directory)})
     return list(made.values())
+
+
+def _workspace(plan: Plan, step: Step, parents: dict[str, Artifact], emit: Emit) -> Workspace:
+    return Workspace(
+        recipe=plan.recipe,
+        data=plan.data,
+        task=plan.task,
+        profiles=plan.profiles,
+        name=step.group,
+        key=step.key,
+        destination=step.directory,
+        parents=parents,
+        config=step.config,
+        emit=emit,
+    )
 
 
 def summarise(plan: Plan) -> list[dict[str, Any]]:

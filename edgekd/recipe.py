@@ -105,9 +105,16 @@ class Recipe(BaseModel):
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
         default_factory=list, description="where trainings are logged beside metrics.jsonl; needs edgekd[track]"
     )
-    teacher: dict[str, Any] = Field(description="the stage `teacher`: model, weights or epochs")
+    teacher: list[dict[str, Any]] = Field(
+        min_length=1, description="the stage `teacher`: model, weights or epochs; several as [[teacher]]"
+    )
     stage: list[ComponentField] = Field(default_factory=list, description="one [[stage]] table each, in order")
     gate: dict[str, Any] = Field(default_factory=dict, description="rules; [gate.PROFILE] overrides")
+
+    @field_validator("teacher", mode="before", json_schema_input_type=dict[str, Any] | list[dict[str, Any]])
+    @classmethod
+    def _one_teacher_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -206,7 +213,8 @@ def to_toml(recipe: Recipe) -> str:
     """A recipe as TOML: what `load_recipe` reads back to an equal recipe."""
     table = recipe.model_dump(mode="json", exclude_none=True)
     teacher, stages, gate = table.pop("teacher"), table.pop("stage"), table.pop("gate")
-    blocks = [_pairs(table), "[teacher]\n" + _pairs(teacher)]
+    opening = "[teacher]\n" if len(teacher) == 1 else "[[teacher]]\n"
+    blocks = [_pairs(table), *(opening + _pairs(one) for one in teacher)]
     blocks += ["[[stage]]\n" + _pairs(stage) for stage in stages]
     if gate:
         blocks.append("[gate]\n" + _pairs(gate))

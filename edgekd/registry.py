@@ -42,6 +42,7 @@ KINDS = {
     "data": "edgekd.data",
     "models": "edgekd.models",
     "objectives": "edgekd.objectives",
+    "rules": "edgekd.objectives",
     "runtimes": "edgekd.runtimes",
     "stages": "edgekd.stages",
     "tasks": "edgekd.tasks",
@@ -233,7 +234,7 @@ def validation_problems(error: ValidationError, where: str, model: type[BaseMode
 
 def _is_branch(part: Any) -> bool:
     """Whether pydantic put this into a path to tell which member of a union failed."""
-    return isinstance(part, str) and (part in ("bool", "int", "float", "str", "none") or "[" in part)
+    return isinstance(part, str) and (part in ("bool", "int", "float", "str", "none", "Component") or "[" in part)
 
 
 def _merged(alternatives: list[Problem]) -> Problem:

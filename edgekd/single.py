@@ -19,9 +19,9 @@ __all__ = ["run_single"]
 #: What a stage can go on from: a quantized network can only be exported.
 KINDS = {
     "distill": ("teacher",),
-    "prune": ("teacher", "distill", "prune"),
-    "quantize": ("teacher", "distill", "prune"),
-    "export": ("teacher", "distill", "prune", "quantize"),
+    "prune": ("teacher", "distill", "prune", "fuse"),
+    "quantize": ("teacher", "distill", "prune", "fuse", "average"),
+    "export": ("teacher", "distill", "prune", "fuse", "average", "quantize"),
 }
 
 

@@ -1,13 +1,12 @@
 """The one training loop: it heals whatever a compression step broke, and knows nothing about how.
 
 Everything random in a step follows from (seed, epoch, step), so a checkpoint needs no random state, and a run that
-was killed and started again ends with the same bits on a CPU as one that was not.
+was killed and started again ends with the same bits on a CPU as one that was not. With several processes each takes
+its share of every batch; the first one judges and writes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import io
 import json
 import math
@@ -18,22 +17,25 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, send_to_device
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from . import tracking
 from .artifact import write_atomically
-from .data import Dataset, Split, batches
-from .errors import StageError, UsageError
+from .data import Dataset, Split, Stream, batches, joined
+from .errors import StageError
 from .learner import Learner
+from .member import Member
 from .models import outputs
-from .optim import Averaged, learning_rate, make_optimizer
+from .optim import learning_rate
+from .precision import keep_freed_memory, precision_of
 from .recipe import Training
 from .tasks import Task
 
-__all__ = ["Fit", "Job", "autocast", "fit", "keep_freed_memory", "precision_of", "predict"]
+__all__ = ["Fit", "Job", "fit", "predict"]
 
 Event = dict[str, Any]
 CHECKPOINT = "checkpoint.pt"
@@ -54,6 +56,7 @@ class Job:
     directory: Path = field(metadata={"doc": "where checkpoint and metrics.jsonl live while the run is not complete"})
     emit: Callable[[Event], None] = lambda event: None
     on_epoch: Callable[[int, Learner], None] | None = None
+    streams: Sequence[Stream] = ()
     trackers: Sequence[str] = ()
     project: str = "edgekd"
     log_directory: Path = field(default=Path("trackers"), metadata={"doc": "where trackers write"})
@@ -61,7 +64,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training run ended: the metrics of the weights that remain, and one record per epoch."""
+    """How a student's training ended: the metrics of the weights that remain, and one record per epoch."""
 
     metrics: dict[str, float]
     history: list[dict[str, Any]]
@@ -69,46 +72,12 @@ class Fit:
 
 @dataclass
 class _State:
-    """The position and memory of a run: all that a checkpoint holds beside tensors."""
+    """The position of a run, and what it has summed up in the epoch at hand."""
 
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    best_epoch: int = -1
     seconds: float = 0.0
-
-
-def precision_of(settings: Training) -> str:
-    """`bf16` where the GPU or this CPU's instruction set has it, else `fp32`; or what the settings ask for.
-
-    Raises UsageError for fp16 without a GPU.
-    """
-    if settings.precision == "fp16" and not torch.cuda.is_available():
-        raise UsageError("fp16 trains on GPUs only", where="precision", hint="use 'auto', 'bf16' or 'fp32'")
-    if settings.precision != "auto":
-        return settings.precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
-def autocast(settings: Training) -> torch.autocast:
-    """The mixed precision that training by these settings uses, as a context."""
-    precision = precision_of(settings)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device, dtype, enabled=precision != "fp32")
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep big blocks that are freed: page faults of fresh ones cost a tenth of a training step on a CPU."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, (2 << 30) - 1)
 
 
 def _accelerator(job: Job) -> Accelerator:
@@ -120,6 +89,8 @@ def _accelerator(job: Job) -> Accelerator:
         cpu=not torch.cuda.is_available(),
         log_with=list(job.trackers) or None,
         project_dir=job.log_directory / job.name,
+        # A student may have parts that its objectives do not reach, such as a classifier it does not use.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
@@ -139,8 +110,8 @@ def predict(
     return torch.cat(parts).numpy()
 
 
-def fit(learner: Learner, job: Job) -> Fit:
-    """Train `learner` and leave the kept weights in `learner.student`.
+def fit(learner: Learner, job: Job) -> list[Fit]:
+    """Train `learner` and leave the kept weights in its students; one result per student.
 
     Resumes from a checkpoint in `job.directory`; the caller removes that directory when it has stored the result.
     Raises StageError when the loss or a weight is no longer finite: the last good checkpoint stays.
@@ -163,19 +134,18 @@ class _Run:
         self.accelerator = _accelerator(job)
         self.device = self.accelerator.device
         self.learner = learner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(self.learner, self.settings)
-        self.average = Averaged(self.learner.student, self.settings.ema) if self.settings.ema else None
-        self.kept: dict[str, Tensor] | None = None
-        self.batch = min(job.batch, len(job.data.train))
-        self.steps = len(job.data.train) // self.batch  # a smaller last batch is dropped
-        self.forward, self.stepper = self.accelerator.prepare(self.learner, self.optimizer)
+        triples = zip(learner.names, learner.students, learner.objectives, strict=True)
+        self.members = [Member(name, network, objectives, job.settings) for name, network, objectives in triples]
+        self.ranks = self.accelerator.num_processes
+        self.batch = min(job.batch, len(job.data.train) // self.ranks)
+        self.steps = len(job.data.train) // (self.batch * self.ranks)  # a smaller last batch is dropped
+        prepared = self.accelerator.prepare(self.learner, *(m.optimizer for m in self.members))
+        self.forward, self.steppers = prepared[0], prepared[1:]
         self.saved_at = self.told_at = self.logged_at = time.monotonic()
 
     def ended(self) -> bool:
-        s = self.state
-        waited = s.epoch - 1 - s.best_epoch
-        stopped = self.settings.patience is not None and s.best_epoch >= 0 and waited >= self.settings.patience
-        return s.epoch >= self.settings.epochs or stopped
+        epoch = self.state.epoch
+        return epoch >= self.settings.epochs or all(m.stopped(epoch) for m in self.members)
 
     def epoch(self) -> None:
         s, job = self.state, self.job
@@ -183,22 +153,7 @@ class _Run:
         if job.on_epoch is not None:
             job.on_epoch(s.epoch, self.learner)
         first, began, loading = s.step, time.monotonic(), 0.0
-        stream = iter(
-            batches(
-                job.data.train,
-                batch=self.batch,
-                mean=job.data.mean,
-                std=job.data.std,
-                seed=job.seed,
-                epoch=s.epoch,
-                augment=job.augment,
-                classes=len(job.data.classes),
-                view=self._view(s.epoch),
-                start=s.step,
-                drop_last=True,
-                channels_last=True,
-            )
-        )
+        stream = self._batches()
         while s.step < self.steps:
             mark = time.monotonic()
             batch = next(stream)
@@ -210,40 +165,65 @@ class _Run:
                 self._check_weights()
                 self.save()
         self._check_weights()
-        self._close_epoch(time.monotonic() - began, loading, (self.steps - first) * self.batch)
+        self._close_epoch(time.monotonic() - began, loading, (self.steps - first) * self.batch * self.ranks)
 
-    def _view(self, epoch: int) -> int:
+    def _batches(self) -> Any:
+        s, job = self.state, self.job
         views = getattr(self.learner.source, "views", None)
-        return epoch % views if views else epoch
+        share = (self.accelerator.process_index, self.ranks)
+        main = batches(
+            job.data.train,
+            batch=self.batch * self.ranks,
+            mean=job.data.mean,
+            std=job.data.std,
+            seed=job.seed,
+            epoch=s.epoch,
+            augment=job.augment,
+            classes=len(job.data.classes),
+            view=s.epoch % views if views else s.epoch,
+            start=s.step,
+            drop_last=True,
+            channels_last=True,
+            share=share,
+        )
+        at = s.epoch * self.steps + s.step
+        return joined(main, job.streams, at=at, seed=job.seed, augment=job.augment, share=share) if job.streams else main
 
     def _step(self, batch: dict[str, Any]) -> None:
         s = self.state
         index = s.epoch * self.steps + s.step
-        torch.manual_seed((self.job.seed * 1_000_003 + index) % 2**63)  # dropout and the like
+        # Dropout and the like: other numbers on every process.
+        torch.manual_seed((self.job.seed * 1_000_003 + index * self.ranks + self.accelerator.process_index) % 2**63)
         # The middle of the step: a schedule that ends at 0 wastes no step, not even the only one.
         rate = learning_rate(self.settings, (index + 0.5) / (self.settings.epochs * self.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         if self.device.type != "cpu":
-            batch = {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        losses = self.forward(batch)
+            batch = send_to_device(batch, self.device, non_blocking=True)
+        losses = self.forward({**batch, "epoch": (index + 0.5) / self.steps, "epochs": self.settings.epochs})
         value = float(losses["loss"].detach())
         if not math.isfinite(value):
             self._diverged(f"the loss became {value} in epoch {s.epoch + 1}, step {s.step + 1}")
-        self.stepper.zero_grad(set_to_none=True)
+        for stepper in self.steppers:
+            stepper.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
-        if self.settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.learner.parameters(), self.settings.clip_norm)
-        self.stepper.step()
-        if self.average is not None:
-            self.average.update(index)
+        for member, stepper in zip(self.members, self.steppers, strict=True):
+            for group in member.optimizer.param_groups:
+                group["lr"] = rate
+            if self.settings.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(member.trained.parameters(), self.settings.clip_norm)
+            stepper.step()
+            if member.average is not None:
+                member.average.update(index)
+        self.learner.follow()
         for name, part in losses.items():
             s.sums[name] = s.sums.get(name, 0.0) + (value if name == "loss" else float(part))
 
     def _check_weights(self) -> None:
         # A finite loss can have an infinite gradient: without this, the checkpoint would keep what it did.
-        if not all(bool(p.isfinite().all()) for p in self.learner.parameters()):
-            self._diverged(f"weights became NaN or infinite in epoch {self.state.epoch + 1}, step {self.state.step}")
+        for member in self.members:
+            if not member.finite():
+                who = f" of {member.name}" if len(self.members) > 1 else ""
+                at = f"epoch {self.state.epoch + 1}, step {self.state.step}"
+                self._diverged(f"weights{who} became NaN or infinite in {at}")
 
     def _diverged(self, what: str) -> NoReturn:
         saved = (self.job.directory / CHECKPOINT).exists()
@@ -259,12 +239,10 @@ class _Run:
         if now - self.told_at < 0.2 and s.step < self.steps:
             return
         self.told_at = now
-        images = (s.step - first) * self.batch
+        images = (s.step - first) * self.batch * self.ranks
         if now - self.logged_at >= 1.0:
             self.logged_at = now
-            means = {n if n == "loss" else f"loss.{n}": total / s.step for n, total in s.sums.items()}
-            rate = self.optimizer.param_groups[0]["lr"]
-            tracking.log(self.accelerator, {**means, "lr": rate}, s.epoch * self.steps + s.step)
+            tracking.log(self.accelerator, {**self._means(s.step), "lr": self._rate()}, s.epoch * self.steps + s.step)
         self.job.emit(
             {
                 "event": "step",
@@ -279,66 +257,71 @@ class _Run:
             }
         )
 
+    def _rate(self) -> float:
+        return float(self.members[0].optimizer.param_groups[0]["lr"])
+
+    def _means(self, steps: int) -> dict[str, float]:
+        return {n if n == "loss" else f"loss.{n}": total / steps for n, total in self.state.sums.items()}
+
     def _close_epoch(self, seconds: float, loading: float, images: int) -> None:
         s, job = self.state, self.job
-        record: dict[str, Any] = {
-            "epoch": s.epoch,
-            **{name if name == "loss" else f"loss.{name}": total / self.steps for name, total in s.sums.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
+        common = {
+            "lr": self._rate(),
             "images_per_s": round(images / max(seconds, 1e-9), 1),
             "loader_images_per_s": round(images / max(loading, 1e-9), 1),
         }
-        if self.average is not None:
-            self.average.swap()
-        if len(job.data.validation):
-            found = self.validate()
-            record |= {f"val.{name}": value for name, value in found.items()}
-            score = found[job.task.headline] * (1 if job.task.direction == "max" else -1)
-            if s.best is None or score > s.best:
-                s.best, s.best_epoch = score, s.epoch
-                if self.settings.keep == "best":
-                    self.kept = _copied(self.learner.student)
-        if self.kept is None or self.settings.keep == "last" or not len(job.data.validation):
-            self.kept = _copied(self.learner.student)
-        if self.average is not None:
-            self.average.swap()
-        s.history.append(record)
+        means, record = self._means(self.steps), {"epoch": s.epoch}
+        for member in self.members:
+            member.swap()
+            found = self.validate(member.network) if len(job.data.validation) else None
+            judged = {f"val.{name}": value for name, value in (found or {}).items()}
+            own = _own(means, member.name if len(self.members) > 1 else "")
+            sign = 1 if job.task.direction == "max" else -1
+            score = sign * found[job.task.headline] if found is not None else None
+            member.close({"epoch": s.epoch, **own, **common, **judged}, score)
+            member.swap()
+            mark = "" if len(self.members) == 1 else f"{member.name}."
+            record |= {f"val.{mark}{name.removeprefix('val.')}": value for name, value in judged.items()}
+        record = {"epoch": s.epoch, **means, **common, **{k: v for k, v in record.items() if k != "epoch"}}
         tracking.log(self.accelerator, record, (s.epoch + 1) * self.steps)
         s.epoch, s.step, s.sums = s.epoch + 1, 0, {}
         s.seconds += seconds
         self.save()
         job.emit({"event": "epoch", "stage": job.name, "epochs": self.settings.epochs, **record})
 
-    def validate(self) -> dict[str, float]:
-        with self.accelerator.autocast():
-            logits = predict(self.learner.student, self.job.data.validation, self.job.data, 250, self.device)
-        return self.job.task.metrics(logits, self.job.data.validation.labels.numpy())
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Judged by the first process for all, so that they keep and stop alike."""
+        found: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            with self.accelerator.autocast():
+                logits = predict(network, self.job.data.validation, self.job.data, 250, self.device)
+            found = [self.job.task.metrics(logits, self.job.data.validation.labels.numpy())]
+        return broadcast_object_list(found)[0] if self.ranks > 1 else found[0]  # type: ignore[no-any-return]
 
-    def finish(self) -> Fit:
-        if self.kept is not None:
-            self.learner.student.load_state_dict(self.kept)
+    def finish(self) -> list[Fit]:
+        done = [Fit(member.finish(), member.history) for member in self.members]
         # Accelerate wraps forward for autocast; whoever uses the network next must find it bare.
         self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
-        history = self.state.history
-        row = history[self.state.best_epoch if self.settings.keep == "best" else -1] if history else {}
-        metrics = {k.removeprefix("val."): v for k, v in row.items() if k.startswith("val.")}
-        return Fit(metrics, history)
+        return done
 
     def save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        source = self.learner.source
         content = {
             "state": self.state.__dict__,
             "learner": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.tensors if self.average else None,
-            "kept": self.kept,
+            "members": [member.state() for member in self.members],
+            "source": source.state_dict() if source is not None and hasattr(source, "follow") else None,
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         try:
             self.job.directory.mkdir(parents=True, exist_ok=True)
             # metrics.jsonl first: restoring writes it anew from the checkpoint, so it may only be ahead.
-            lines = "".join(json.dumps(record) + "\n" for record in self.state.history)
-            write_atomically(self.job.directory / METRICS, lines)
+            for i, member in enumerate(self.members):
+                lines = "".join(json.dumps(record) + "\n" for record in member.history)
+                write_atomically(self.job.directory / metrics_file(i), lines)
             write_atomically(self.job.directory / CHECKPOINT, buffer.getvalue())
         except OSError as error:
             raise StageError(
@@ -356,10 +339,10 @@ class _Run:
             content = torch.load(file, map_location=self.device, weights_only=True)
             self.state = _State(**content["state"])
             self.learner.load_state_dict(content["learner"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            if self.average is not None:
-                self.average.load(content["average"])
-            self.kept = content["kept"]
+            for member, state in zip(self.members, content["members"], strict=True):
+                member.load(state)
+            if content["source"] is not None and self.learner.source is not None:
+                self.learner.source.load_state_dict(content["source"])
         except Exception as error:  # a damaged zip raises many kinds, one of another version of edgekd others
             raise StageError(
                 f"the checkpoint is damaged, or of another version: {type(error).__name__}",
@@ -369,5 +352,15 @@ class _Run:
         self.job.emit({"event": "resume", "stage": self.job.name, "epoch": self.state.epoch, "step": self.state.step})
 
 
-def _copied(network: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+def metrics_file(member: int) -> str:
+    """Where the history of a student lies in the job's directory."""
+    return METRICS if member == 0 else f"metrics-{member}.jsonl"
+
+
+def _own(means: dict[str, float], name: str) -> dict[str, float]:
+    """The loss parts of one student among several; all of them where there is one."""
+    if not name:
+        return means
+    marks = f"loss.{name}."
+    parts = {k.removeprefix(marks): v for k, v in means.items() if k.startswith(marks)}
+    return {k if k == "loss" else f"loss.{k}": v for k, v in parts.items()}

@@ -95,10 +95,10 @@ def test_the_teacher_is_no_part_of_parameters_and_state() -> None:
     mine = {id(p) for p in made.parameters()}
     assert not mine & {id(p) for p in teacher.parameters()}
     assert len(mine) == len(list(Small().parameters())) + 1  # and the adapter
-    assert [n for n in made.state_dict() if not n.startswith("student.")] == [
-        "objectives.modules_list.2.adapter.weight"
+    assert [n for n in made.state_dict() if not n.startswith("students.")] == [
+        "objectives.0.modules_list.2.adapter.weight"
     ]
-    assert made.state_dict()["objectives.modules_list.2.adapter.weight"].shape == (16, 8, 1, 1)
+    assert made.state_dict()["objectives.0.modules_list.2.adapter.weight"].shape == (16, 8, 1, 1)
 
 
 def test_no_gradient_reaches_the_teacher_and_its_modes_stay() -> None:

@@ -15,19 +15,19 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from edgekd import teachers
 from edgekd.data import Dataset, Split, augmentations, batches
 from edgekd.errors import RecipeError, StageError, UsageError
 from edgekd.learner import Learner
 from edgekd.models import Tapped
-from edgekd.recipe import DataSpec, Training
+from edgekd.recipe import Component, DataSpec, Training
 from edgekd.registry import bind
 from edgekd.tasks import Classification
-from edgekd.teachers import Cached, Frozen
+from edgekd.teachers import FILLED_IN, Cached, Frozen, cached
 from edgekd.train import Job, fit
 
 SPEC = DataSpec.model_validate({"use": "digits", "augment": [{"use": "crop-flip", "pad": 1}, "random-erasing"]})
 IMAGES, LABELS = load_digits(return_X_y=True)
+KEY = {"teacher": "t", "data": "d"}
 SPLIT = Split(
     torch.from_numpy(IMAGES[:90] * 255 / 16).round().to(torch.uint8).reshape(-1, 1, 8, 8),
     torch.from_numpy(LABELS[:90]).long(),
@@ -59,8 +59,8 @@ def stream(view: int | None, epoch: int = 0, shuffle: bool = False) -> Iterator[
 
 
 def filled(directory: Path, views: int = 2, scale: float = 1.0) -> Cached:
-    source = Cached(Tapped(network(scale)), views)
-    source.fill(directory, stream, 90, lambda done, total: None)
+    source = Cached([Tapped(network(scale))], views)
+    source.fill(directory, stream, 90, lambda done, total: None, KEY)
     return source
 
 
@@ -70,7 +70,7 @@ def no_network(source: Cached) -> Cached:
     def refuse(*_: Any) -> None:
         raise AssertionError("the network was asked")
 
-    source.network.register_forward_pre_hook(refuse)
+    source.inner.register_forward_pre_hook(refuse)
     return source
 
 
@@ -104,9 +104,9 @@ def test_replayed_logits_are_the_networks_answers_to_the_same_view(tmp_path: Pat
 
 def test_one_file_per_view_in_half_precision(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    source = Cached(Tapped(network()), 3)
-    source.fill(tmp_path / "new" / "cache", stream, 90, lambda done, total: told.append((done, total)))
-    files = sorted((tmp_path / "new" / "cache").iterdir())
+    source = Cached([Tapped(network())], 3)
+    source.fill(tmp_path / "new" / "cache", stream, 90, lambda done, total: told.append((done, total)), KEY)
+    files = sorted((tmp_path / "new" / "cache").glob("view*"))
     assert [file.name for file in files] == ["view-000.npy", "view-001.npy", "view-002.npy"]
     rows = [np.load(file, allow_pickle=False) for file in files]
     assert [(r.shape, r.dtype) for r in rows] == [((90, 10), np.float16)] * 3
@@ -117,8 +117,8 @@ def test_one_file_per_view_in_half_precision(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
     filled(tmp_path, 2)
-    again = no_network(Cached(Tapped(network()), 2))
-    again.fill(tmp_path, stream, 90, lambda done, total: None)
+    again = no_network(Cached([Tapped(network())], 2))
+    again.fill(tmp_path, stream, 90, lambda done, total: None, KEY)
     (tmp_path / "view-000.npy").unlink()
     asked: list[int] = []
 
@@ -126,8 +126,8 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
         asked.append(view)
         return stream(view)
 
-    more = Cached(Tapped(network()), 4)
-    more.fill(tmp_path, counted, 90, lambda done, total: None)
+    more = Cached([Tapped(network())], 4)
+    more.fill(tmp_path, counted, 90, lambda done, total: None, KEY)
     assert asked == [0, 2, 3]
 
 
@@ -156,7 +156,7 @@ def test_training_from_a_cache_is_training_from_the_network(tmp_path: Path) -> N
             students[name], objectives=["kl"], teacher=network(), example=torch.zeros(2, 1, 8, 8), source=source
         )
         if isinstance(made.source, Cached):
-            made.source.fill(tmp_path / "cache", stream, 90, lambda done, total: None)
+            made.source.fill(tmp_path / "cache", stream, 90, lambda done, total: None, KEY)
             no_network(made.source)
         shown: list[int] = []
         made.register_forward_pre_hook(lambda _, inputs, shown=shown: shown.append(inputs[0]["view"]))
@@ -170,12 +170,12 @@ def test_training_from_a_cache_is_training_from_the_network(tmp_path: Path) -> N
 
 def test_before_it_is_filled_the_network_answers() -> None:
     batch = next(stream(0))
-    [found] = Cached(Tapped(network()))(batch, [{}])
+    [found] = Cached([Tapped(network())])(batch, [{}])
     assert torch.equal(found["logits"], network().eval()(batch["image"]))
 
 
 def test_features_are_refused() -> None:
-    with pytest.raises(UsageError, match="a cached teacher has logits only, no features") as raised:
+    with pytest.raises(UsageError, match="this teacher source gives logits only, not '0'") as raised:
         Learner.of(
             network(),
             objectives=["kl", {"use": "hint", "student": "0", "teacher": "0"}],
@@ -183,7 +183,7 @@ def test_features_are_refused() -> None:
             example=torch.zeros(2, 1, 8, 8),
             source=Cached,
         )
-    assert raised.value.problem.where == "source"
+    assert raised.value.problem.where == "objectives[1].teacher"
     assert "source = 'frozen'" in (raised.value.problem.hint or "")
 
 
@@ -236,21 +236,25 @@ def test_a_later_view_is_looked_at_when_it_is_shown(tmp_path: Path, damage: Call
 def test_logits_that_half_precision_cannot_hold_are_refused(tmp_path: Path, scale: float) -> None:
     with pytest.raises(StageError, match="not finite in half precision"):
         filled(tmp_path, scale=scale)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(teachers, "write_atomically", refuse)
+    monkeypatch.setattr(cached, "write_atomically", refuse)
     with pytest.raises(StageError, match="cannot write the teacher cache: No space left on device"):
         filled(tmp_path)
 
 
 def test_views_are_a_positive_number() -> None:
-    component, args, problems = bind("teachers", "cached", {}, "source", skip=("network",))
-    assert (component, args, problems) == (Cached, {"views": 8}, [])
-    _, _, problems = bind("teachers", "cached", {"views": 0}, "source", skip=("network",))
+    component, args, problems = bind("teachers", "cached", {}, "source", skip=FILLED_IN)
+    assert (component, args, problems) == (
+        Cached,
+        {"views": 8, "top": None, "of": Component(use="frozen"), "directory": None},
+        [],
+    )
+    _, _, problems = bind("teachers", "cached", {"views": 0}, "source", skip=FILLED_IN)
     with pytest.raises(RecipeError, match=r"source.views: input should be greater than 0, got 0"):
         raise RecipeError(problems)

@@ -7,5 +7,20 @@ from .augment import augmentations
 from .dataset import load
 from .loader import batches, loader_speed
 from .source import Dataset, Source, Split
+from .streams import Mixed, Stream, Unlabelled, joined, loaded, open_stream
 
-__all__ = ["Dataset", "Source", "Split", "augmentations", "batches", "load", "loader_speed"]
+__all__ = [
+    "Dataset",
+    "Mixed",
+    "Source",
+    "Split",
+    "Stream",
+    "Unlabelled",
+    "augmentations",
+    "batches",
+    "joined",
+    "load",
+    "loaded",
+    "loader_speed",
+    "open_stream",
+]

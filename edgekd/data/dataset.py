@@ -171,6 +171,6 @@ def _digest(splits: dict[str, Split], classes: list[str]) -> str:
     sha256 = hashlib.sha256(json.dumps(classes).encode())
     for name, split in splits.items():
         sha256.update(f"{name} {split.images.dtype} {list(split.images.shape)}".encode())
-        for tensor in (split.images, split.labels):
+        for tensor in (split.images, split.labels, *(split.targets[head] for head in sorted(split.targets))):
             sha256.update(tensor.contiguous().numpy().data)
     return sha256.hexdigest()

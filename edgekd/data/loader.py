@@ -31,6 +31,7 @@ def batches(
     shuffle: bool = True,
     drop_last: bool = False,
     channels_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, Any]]:
     """One epoch of batches, from step `start` on: exactly the tail of the epoch that starts at 0.
 
@@ -39,8 +40,9 @@ def batches(
 
     A batch holds `image` float32 [B, C, H, W] = (x - mean) / std with x in [0, 1], `label` int64 [B], `index` int64
     [B] (rows of the split), `view` int, and with a mixture `target` float32 [B, classes]. The last batch may be
-    smaller unless `drop_last`. Raises ValueError when mean and std do not fit the channels, or a mixture lacks
-    `classes`.
+    smaller unless `drop_last`. With `share` = (rank, processes), only every so-manieth row of each batch, beginning with
+    that of the rank. Where the split has `targets`, `labels` holds those of each head. Raises ValueError when mean and
+    std do not fit the channels, or a mixture lacks `classes`.
     """
     size = list(split.images.shape[1:])
     if len(mean) != size[0] or len(std) != size[0]:
@@ -55,15 +57,17 @@ def batches(
     tables = [v.draws(count, size, _generator("view", seed, shown, i)) for i, v in enumerate(views)]
     scale, shift = _affine(mean, std, 255 if split.images.dtype == torch.uint8 else 1)
     for step in range(start, count // batch if drop_last else -(-count // batch)):
-        index = order[step * batch : (step + 1) * batch]
+        index = order[step * batch : (step + 1) * batch][share[0] :: share[1]]
         images = split.images[index]
         for changing, table in zip(views, tables, strict=True):
             images = changing.apply(images, table[index])
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         made = {"image": (images * scale).add_(shift), "label": split.labels[index], "index": index, "view": shown}
+        if split.targets:
+            made["labels"] = {head: target[index] for head, target in split.targets.items()}
         for i, mixture in enumerate(mixtures):
-            made = mixture.mix(made, classes, _generator("mix", seed, epoch, step, i))
+            made = mixture.mix(made, classes, _generator("mix", seed, epoch, step, i, *share[:1]))
         yield made
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,17 +13,22 @@ __all__ = ["Dataset", "Source", "Split", "stratified"]
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] in 0..255 or float32 in [0, 1], and labels int64 [N] (-1 = unlabelled)."""
+    """Images uint8 [N, C, H, W] in 0..255 or float32 in [0, 1], and labels int64 [N] (-1 = unlabelled).
+
+    `targets` are the labels [N] of a network's further heads, by name.
+    """
 
     images: Tensor
     labels: Tensor
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Tensor) -> Split:
         """The split of the given rows (int64 [n]), in that order."""
-        return Split(self.images[rows], self.labels[rows])
+        targets = {head: labels[rows] for head, labels in self.targets.items()}
+        return Split(self.images[rows], self.labels[rows], targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,20 @@ class Dataset:
     def size(self) -> list[int]:
         """[C, H, W] of every image."""
         return list(self.train.images.shape[1:])
+
+    def of_classes(self, names: Sequence[str]) -> Dataset:
+        """The images of some classes, numbered in the order of `names`; unlabelled ones are left out."""
+        number = torch.full((len(self.classes) + 1,), -1)
+        for position, name in enumerate(names):
+            number[self.classes.index(name)] = position
+
+        def some(split: Split) -> Split:
+            taken = split.take((number[split.labels] >= 0).nonzero().flatten())
+            return replace(taken, labels=number[taken.labels])
+
+        splits = some(self.train), some(self.validation), some(self.test)
+        fingerprint = f"{self.fingerprint} of {', '.join(names)}"
+        return Dataset(*splits, list(names), self.mean, self.std, fingerprint)
 
 
 def stratified(labels: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

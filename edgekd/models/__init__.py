@@ -6,7 +6,7 @@ and a safetensors file. Importing this package registers the built-in networks.
 
 from __future__ import annotations
 
-from . import cifar_resnet, ecosystem, mobilenet, vit  # noqa: F401 (importing them registers their networks)
+from . import average, cifar_resnet, ecosystem, mobilenet, reuse, vit  # noqa: F401 (importing them registers their networks)
 from .build import build, changed_attributes, specify
 from .count import count
 from .state import load_state, save_state

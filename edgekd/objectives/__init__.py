@@ -1,7 +1,6 @@
-"""What a student is trained for: small modules that turn outputs of student and teacher into one scalar."""
+"""What a student is trained for: small modules that turn outputs of student and teacher into a loss."""
 
-from .feature import Hint
-from .logit import CrossEntropy, LogitSquares, SoftTargets
+from . import contrast, feature, logit, own, relation, reuse, review, rules  # noqa: F401 (importing registers them)
 from .spec import Objectives, ObjectiveSpec, bind_objective
 
-__all__ = ["CrossEntropy", "Hint", "LogitSquares", "ObjectiveSpec", "Objectives", "SoftTargets", "bind_objective"]
+__all__ = ["ObjectiveSpec", "Objectives", "bind_objective"]

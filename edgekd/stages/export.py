@@ -19,7 +19,8 @@ from ..onnx_file import compare, export_onnx, optimised_layers
 from ..profile import Profile
 from ..registry import register
 from ..runtimes import open_session
-from .workspace import Context, Teaching, Workspace, load_network, load_prepared
+from .teaching import Context, Teaching, load_network
+from .workspace import Workspace, load_prepared
 
 __all__ = ["Export", "write_onnx"]
 
@@ -34,12 +35,13 @@ class Export(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str] = "export"
-    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "quantize")
+    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "quantize", "fuse", "average")
 
     targets: list[Literal["onnx"]] = Field(default=["onnx"], min_length=1)
     opset: int | None = Field(None, ge=18, description="default: the profile's")
     input: Literal["float32", "uint8"] = Field("float32", description="uint8 bakes the normalisation into the graph")
     dynamic_batch: bool = True
+    after: str | None = Field(None, description="the stage to go on from; default: the one before")
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """Nothing that its fields do not say."""

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ..artifact import Artifact, ModelSpec
 from ..errors import Problem
+from ..learner import Student
 from ..models import changed_attributes
 from ..profile import Profile
 from ..pruning import Target, prune
 from ..recipe import Component
 from ..registry import register
-from .workspace import Context, Heal, Teaching, Workspace, healing_problems, load_network
+from .teaching import Context, Heal, Teaching, healing_problems, load_network, teaching
+from .workspace import Workspace
 
 __all__ = ["Prune"]
 
@@ -28,13 +30,14 @@ class Prune(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str] = "prune"
-    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune")
+    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "fuse")
 
     target: Target
     importance: Literal["magnitude", "bn-scale", "taylor"] = "magnitude"
     channel_multiple: int | None = Field(None, gt=0, description="default: the profile's")
     protected: list[str] = Field(default=[], description="module path patterns that keep their channels")
     heal: Heal = Heal()
+    after: str | None = Field(None, description="the stage to go on from; default: the one before")
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """The source is known; its pruned shape is not yet, so taps are checked on the whole network."""
@@ -76,9 +79,8 @@ class Prune(BaseModel):
         spec = before.model_copy(update={"attributes": attributes})
         metrics: dict[str, Any] = {"macs_share": plan.macs_after / plan.macs_before}
         if self.heal.epochs:
-            metrics |= workspace.train(
-                workspace.learner(network, self.heal.objectives, self.heal.source), self.heal
-            ).metrics
+            student = Student(network, self.heal.objectives)
+            metrics |= workspace.train(workspace.learner([student], teaching(self.heal)), self.heal)[0].metrics
         return workspace.save(network, spec, metrics=metrics, documents={"plan.json": plan.model_dump(mode="json")})
 
     def _loss(self, workspace: Workspace, network: nn.Module) -> Any:
@@ -87,7 +89,8 @@ class Prune(BaseModel):
         objectives = self.heal.objectives if self.heal.epochs else ["ce"]
 
         def loss(candidate: nn.Module) -> Tensor:
-            learner = workspace.learner(candidate, objectives, Component(use="frozen"))
+            live = teaching(self.heal)._replace(source=Component(use="frozen"))
+            learner = workspace.learner([Student(candidate, objectives)], live)
             learner.eval()
             total: Tensor = sum((learner(batch)["loss"] for batch in drawn), torch.zeros(()))
             return total / len(drawn)

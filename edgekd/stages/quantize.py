@@ -12,13 +12,14 @@ from torch import nn
 from .. import quant
 from ..artifact import Artifact, ModelSpec
 from ..errors import EdgekdError, Problem
-from ..learner import Learner, parse_objectives
+from ..learner import Learner, Student, parse_objectives
 from ..models import Tapped
 from ..objectives import Objectives
 from ..profile import Profile
 from ..quant import scheme_named
 from ..registry import register
-from .workspace import Context, Heal, Teaching, Workspace, healing_problems, load_network
+from .teaching import Context, Heal, Teaching, healing_problems, load_network, teaching
+from .workspace import Workspace
 
 __all__ = ["Quantize"]
 
@@ -35,11 +36,12 @@ class Quantize(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: ClassVar[str] = "quantize"
-    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune")
+    follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "fuse", "average")
 
     scheme: str = Field("auto", description="auto: what the profile's runtime fuses")
     calibration: int = Field(512, gt=0, description="training images that set the first ranges")
     heal: QuantizationHeal = QuantizationHeal()
+    after: str | None = Field(None, description="the stage to go on from; default: the one before")
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """One known scheme for all profiles."""
@@ -85,9 +87,9 @@ class Quantize(BaseModel):
 
         metrics: dict[str, Any] = {}
         if training:
-            learner = workspace.learner(network, objectives, self.heal.source, tap=quantized)
+            learner = workspace.learner([Student(network, objectives)], teaching(self.heal), tap=quantized)
             prepared = learner.student
-            metrics = workspace.train(learner, self.heal, self._freezing).metrics
+            metrics = workspace.train(learner, self.heal, self._freezing)[0].metrics
         else:
             prepared = quantized(network, taps)
         quant.freeze(prepared)

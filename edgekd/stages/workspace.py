@@ -5,66 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import quant
 from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, digest, finish, writing
 from ..bench import environment
-from ..data import Dataset, augmentations, batches
-from ..data.augment import Mixture
-from ..errors import ArtifactError, EdgekdError, Problem, RecipeError, UsageError
-from ..learner import Learner, parse_objectives
-from ..models import Tapped, build, count, load_state, outputs, save_state
+from ..data import Dataset, Stream, augmentations, batches
+from ..errors import ArtifactError, Problem
+from ..learner import Learner, Student
+from ..models import Tapped, build, count, save_state
+from ..precision import autocast
 from ..profile import Profile
 from ..quant import scheme_named
-from ..recipe import Component, ComponentField, Recipe, Training
-from ..registry import bind
+from ..recipe import Recipe, Training
 from ..tasks import Task
 from ..teachers import Cached
-from ..train import METRICS, Fit, Job, autocast, fit
+from ..train import METRICS, Fit, Job, fit
+from .teaching import Context, Expert, Teaching, cache_key, experts_of, learner_of, placed
 
-__all__ = ["Context", "Heal", "Stage", "Teaching", "Workspace", "healing_problems", "load_network", "load_prepared"]
-
-
-class Teaching(NamedTuple):
-    """Objectives and teacher source: what later stages carry over from a distillation."""
-
-    objectives: list[Any]
-    source: Component
-
-
-class Heal(Training):
-    """Training that heals what a stage broke; objectives default to those of the last distillation."""
-
-    epochs: int = Field(3, ge=0)
-    lr: float = Field(0.05, gt=0)
-    objectives: list[Any] = Field(default=[], description="as in distill; empty: those of the last distillation")
-
-    source: ComponentField | None = Field(None, description="as in distill; default: that of the last distillation")
-
-    def after(self, distilled: Teaching) -> Heal:
-        """The same, with what it leaves open taken from the last distillation."""
-        update = {"objectives": self.objectives or distilled.objectives, "source": self.source or distilled.source}
-        return self.model_copy(update=update)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a plan knows when it checks a stage, before anything has run."""
-
-    recipe: Recipe
-    data: Dataset
-    profiles: Sequence[Profile]
-    teacher: ModelSpec | None
-    source: ModelSpec | None
-    where: str
+__all__ = ["Stage", "Workspace", "load_prepared"]
 
 
 class Stage(Protocol):
@@ -87,7 +52,8 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Workspace:
-    """One stage at work. `parents` maps roles (`source`, `teacher`) to artifacts."""
+    """One stage at work. `parents` maps roles (`source`, `teacher`, `teacher.2`, `start.NAME`) to artifacts; `siblings`
+    are the workspaces of the other students of a fleet."""
 
     recipe: Recipe
     data: Dataset
@@ -99,6 +65,7 @@ class Workspace:
     parents: Mapping[str, Artifact]
     config: Mapping[str, Any]
     emit: Callable[[dict[str, Any]], None]
+    siblings: Sequence[Workspace] = ()
 
     @property
     def partial(self) -> Path:
@@ -125,33 +92,32 @@ class Workspace:
                 return
             yield drawn
 
+    @property
+    def teachers(self) -> list[Artifact]:
+        """The artifacts that teach, in their order."""
+        return [artifact for role, artifact in self.parents.items() if role.startswith("teacher")]
+
     def learner(
         self,
-        student: nn.Module,
-        objectives: Sequence[Any],
-        source: Component | None = None,
+        students: Sequence[Student],
+        teaching: Teaching,
         *,
         tap: Callable[..., nn.Module] = Tapped,
+        images: int = 0,
     ) -> Learner:
-        """The student with its objectives and, where they want one, the teacher artifact's network."""
-        teacher = self.parents.get("teacher")
-        learner = Learner.of(
-            student,
-            objectives=parse_objectives(objectives),
-            teacher=load_network(teacher) if teacher is not None else None,
-            example=self.example,
-            source=source_of(source, "source"),
-            tap=tap,
-        )
+        """Students with their objectives and, where they want them, the teacher artifacts' networks."""
+        experts = experts_of(self.teachers)
+        teachers = placed(experts, self.data)
+        images = images or len(self.data.train)
+        learner = learner_of(students, teachers, teaching, self.data, self.example, images, tap=tap)
         if isinstance(learner.source, Cached):
-            assert teacher is not None
-            self._fill(learner.source, teacher)
+            self._fill(learner.source, [expert for expert, _ in experts])
         return learner
 
-    def _fill(self, source: Cached, teacher: Artifact) -> None:
+    def _fill(self, source: Cached, teachers: Sequence[Expert]) -> None:
         data, batch = self.data, self.recipe.data
-        augment = [a.model_dump() for a in batch.augment]
-        name = digest([teacher.key, data.fingerprint, data.mean, data.std, augment, self.recipe.seed])[:12]
+        key = cache_key(self.recipe, data, teachers, source.of)
+        directory = source.directory or self.destination.parent / ".cache" / f"teacher-{digest([key, source.top])[:12]}"
 
         def stream(view: int) -> Iterator[dict[str, Any]]:
             return batches(
@@ -172,11 +138,15 @@ class Workspace:
 
         with autocast(Training()):
             source.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            source.fill(self.destination.parent / ".cache" / f"teacher-{name}", stream, len(data.train), progress)
+            source.fill(directory, stream, len(data.train), progress, key)
 
     def train(
-        self, learner: Learner, settings: Training, on_epoch: Callable[[int, Learner], None] | None = None
-    ) -> Fit:
+        self,
+        learner: Learner,
+        settings: Training,
+        on_epoch: Callable[[int, Learner], None] | None = None,
+        streams: Sequence[Stream] = (),
+    ) -> list[Fit]:
         """Run the one training loop, resuming what a killed run left in `partial`."""
         job = Job(
             name=self.name,
@@ -189,6 +159,7 @@ class Workspace:
             directory=self.partial,
             emit=self.emit,
             on_epoch=on_epoch,
+            streams=streams,
             trackers=self.recipe.trackers,
             project=self.recipe.name,
             log_directory=self.destination.parent / "trackers",
@@ -203,12 +174,14 @@ class Workspace:
         metrics: Mapping[str, Any],
         quantization: dict[str, Any] | None = None,
         documents: Mapping[str, Any] | None = None,
+        history: Path | None = None,
     ) -> Artifact:
         """Write the artifact: weights, metrics.jsonl and JSON documents by name, then the manifest."""
+        history = history or self.partial / METRICS
         with writing(self.destination) as directory:
             save_state(network, directory / "model.safetensors")
-            if (self.partial / METRICS).exists():
-                shutil.copy(self.partial / METRICS, directory / METRICS)
+            if history.exists():
+                shutil.copy(history, directory / METRICS)
             for name, content in (documents or {}).items():
                 (directory / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             finish(directory, self.manifest(spec, metrics=metrics, quantization=quantization))
@@ -246,19 +219,6 @@ class Workspace:
         return str(self.config["use"])
 
 
-def load_network(artifact: Artifact) -> nn.Module:
-    """The float network of an artifact. Raises ArtifactError when it holds another kind of weights."""
-    if artifact.manifest.quantization is not None or artifact.manifest.kind == "export":
-        raise ArtifactError(
-            f"a {artifact.manifest.kind} artifact holds no float network",
-            where=str(artifact.path),
-            hint="use the stage before it",
-        )
-    network = build(artifact.manifest.model)
-    load_state(network, artifact.file("model.safetensors"))
-    return network
-
-
 def load_prepared(artifact: Artifact) -> nn.Module:
     """The fake-quantized network of a `quantize` artifact, exactly as it was healed."""
     quantization = artifact.manifest.quantization
@@ -287,68 +247,3 @@ def _resize(network: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         if list(tensor.shape) != list(shape):
             fresh = tensor.new_zeros(shape)
             setattr(module, leaf, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
-
-
-def source_of(source: Component | None, where: str) -> Callable[[nn.Module], nn.Module]:
-    """What makes a teacher source of a network. Raises UsageError or RecipeError, placed at `where`."""
-    source = source or Component(use="frozen")
-    component, args, problems = bind("teachers", source.use, source.args, where, skip=("network",))
-    if problems:
-        raise RecipeError(problems)
-    return lambda network: component(network, **args)
-
-
-def healing_problems(spec: ModelSpec, heal: Heal, context: Context) -> list[Problem]:
-    """What is wrong with healing a network by these objectives: found by putting the learner together once."""
-    where = f"{context.where}.heal"
-    if heal.epochs == 0:
-        return []
-    return learner_problems(spec, heal.objectives, replace(context, where=where), heal.source)
-
-
-def learner_problems(
-    spec: ModelSpec, objectives: Sequence[Any], context: Context, source: Component | None = None
-) -> list[Problem]:
-    """Put student, teacher and objectives together on a blank image and collect what does not fit."""
-    try:
-        teacher = build(context.teacher) if context.teacher is not None else None
-        specs = parse_objectives(objectives, f"{context.where}.objectives")
-        made = source_of(source, f"{context.where}.source")
-        example = torch.zeros(2, *context.data.size)
-        student = build(spec)
-        _check_answers(student, spec, example, len(context.data.classes))
-        learner = Learner.of(student, objectives=specs, teacher=teacher, example=example, source=made)
-        mixtures = [type(a).__name__ for a in augmentations(context.recipe.data) if isinstance(a, Mixture)]
-        if isinstance(learner.source, Cached) and mixtures:
-            what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
-            return [Problem(f"{context.where}.source", what, "use source = 'frozen', or leave out the mixture")]
-    except EdgekdError as error:
-        return [_placed(problem, context.where) for problem in error.problems]
-    return []
-
-
-def _check_answers(network: nn.Module, spec: ModelSpec, example: Tensor, classes: int) -> None:
-    try:
-        with torch.no_grad():
-            logits = outputs(network.eval()(example))["logits"]
-    except EdgekdError:
-        raise
-    except Exception as error:  # the user's network, or one whose arguments do not suit these images
-        first = (str(error).splitlines() or [""])[0]
-        raise UsageError(
-            f"{spec.use} fails on images {list(example.shape)}: {type(error).__name__}: {first}",
-            where="model",
-            hint="does it take images of this size and number of channels?",
-        ) from error
-    if logits.shape != (len(example), classes):
-        raise UsageError(
-            f"{spec.use} gives {list(logits.shape)} for {len(example)} images, expected {[len(example), classes]}",
-            where="model",
-            hint=f"the data has {classes} classes; edgekd passes num_classes to a function that takes it",
-        )
-
-
-def _placed(problem: Problem, where: str) -> Problem:
-    if problem.where.startswith(where):
-        return problem
-    return Problem(f"{where}.{problem.where}".rstrip("."), problem.what, problem.hint)

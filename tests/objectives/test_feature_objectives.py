@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgekd.errors import UsageError
-from edgekd.objectives import Hint
+from edgekd.objectives.feature import Hint
 
 Array = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ def hint(student: Array, teacher: Array) -> tuple[Hint, float, Array, Array, Arr
     s = torch.tensor(student, dtype=torch.float32, requires_grad=True)
     t = torch.tensor(teacher, dtype=torch.float32)
     objective.fit({"a": s}, {"b": t})
-    value = objective({"a": s}, {"b": t}, {})
+    value = objective({"a": s}, {"b": t}, {}).mean()
     value.backward()
     weight = next(objective.parameters())
     assert s.grad is not None

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.objectives import CrossEntropy, LogitSquares, SoftTargets
+from edgekd.objectives.logit import CrossEntropy, LabelSmoothing, LogitSquares, SoftTargets
 
 Array = NDArray[np.float64]
 SHAPES = [(1, 2), (1, 1000), (7, 10), (32, 1000)]
@@ -29,11 +29,16 @@ def evaluated(objective: nn.Module, student: Array, teacher: Array | None, **bat
     """The objective's value in float32 and its gradient with respect to the student's logits."""
     s = torch.tensor(student, dtype=torch.float32, requires_grad=True)
     t = {} if teacher is None else {"logits": torch.tensor(teacher, dtype=torch.float32)}
-    value = objective({"logits": s}, t, batch)
-    assert value.shape == ()
+    rows = objective({"logits": s}, t, batch)
+    assert rows.shape == (len(student),)
+    value = rows.mean()
     value.backward()
     assert s.grad is not None
     return value.item(), s.grad.double().numpy()
+
+
+def smoothed(amount: float) -> nn.Module:
+    return LabelSmoothing(amount) if amount else CrossEntropy()
 
 
 def close(found: tuple[float, Array], value: float, gradient: Array) -> None:
@@ -51,7 +56,7 @@ def test_cross_entropy_with_labels(shape: tuple[int, int], smoothing: float) -> 
     target[np.arange(n), labels] += 1 - smoothing
     expected = -(target * log_softmax(x)).sum(axis=1).mean()
     gradient = (np.exp(log_softmax(x)) - target) / n
-    close(evaluated(CrossEntropy(smoothing), x, None, label=torch.tensor(labels)), expected, gradient)
+    close(evaluated(smoothed(smoothing), x, None, label=torch.tensor(labels)), expected, gradient)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -60,7 +65,7 @@ def test_cross_entropy_with_soft_targets(smoothing: float) -> None:
     soft = np.random.default_rng(1).dirichlet(np.ones(10), 6).astype(np.float32).astype(np.float64)
     target = (1 - smoothing) * soft + smoothing / 10
     found = evaluated(
-        CrossEntropy(smoothing),
+        smoothed(smoothing),
         x,
         None,
         label=torch.tensor(soft.argmax(1)),
@@ -85,7 +90,7 @@ def test_unlabelled_rows_count_for_nothing(soft: bool) -> None:
 
 
 def test_a_batch_without_any_label_gives_zero_and_a_zero_gradient() -> None:
-    value, gradient = evaluated(CrossEntropy(0.1), logits((3, 4), 0), None, label=torch.tensor([-1, -1, -1]))
+    value, gradient = evaluated(LabelSmoothing(0.1), logits((3, 4), 0), None, label=torch.tensor([-1, -1, -1]))
     assert value == 0.0
     assert (gradient == 0).all()
 
@@ -134,12 +139,12 @@ def test_gradients_agree_with_differences_of_the_value() -> None:
     """Not by formula: a step along a direction changes the value by the gradient's share of it."""
     s, t, direction = logits((3, 5), 0), logits((3, 5), 1), logits((3, 5), 2, 1.0)
     labels = torch.tensor([1, -1, 4])
-    objectives: list[Any] = [CrossEntropy(0.1), SoftTargets(2.0), LogitSquares()]
+    objectives: list[Any] = [LabelSmoothing(0.1), SoftTargets(2.0), LogitSquares()]
     for objective in objectives:
         _, gradient = evaluated(objective, s, t, label=labels)
 
         def at(step: float, objective: Any = objective) -> float:
             x = {"logits": torch.tensor(s + step * direction)}
-            return objective(x, {"logits": torch.tensor(t)}, {"label": labels}).item()
+            return objective(x, {"logits": torch.tensor(t)}, {"label": labels}).mean().item()
 
         assert (at(1e-5) - at(-1e-5)) / 2e-5 == pytest.approx((gradient * direction).sum(), rel=1e-4)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from edgekd.errors import EdgekdError, RecipeError, UsageError
 from edgekd.learner import parse_objectives
-from edgekd.objectives import Hint, Objectives
+from edgekd.objectives import Objectives
+from edgekd.objectives.feature import Hint
 
 torch.manual_seed(0)
 S, T = torch.randn(4, 5), torch.randn(4, 5)
@@ -81,7 +82,7 @@ def test_a_head_that_the_student_lacks_is_an_error() -> None:
 
 
 def test_what_objectives_ask_for() -> None:
-    assert not weighted("ce", {"use": "ce", "label_smoothing": 0.1}).needs_teacher
+    assert not weighted("ce", {"use": "label-smoothing", "amount": 0.1}).needs_teacher
     both = weighted(
         "ce", {"use": "hint", "student": "a", "teacher": "x"}, {"use": "hint", "student": "a", "teacher": "y"}
     )
@@ -98,7 +99,7 @@ def test_what_objectives_ask_for() -> None:
         ([{"use": "kl", "temperature": 4.0}], "objectives[0].temperature", "unknown key"),
         ([{"use": "kl", "weight": -0.5}], "objectives[0].weight", "greater than or equal to 0"),
         ([{"use": "hint", "student": "layer1"}], "objectives[0].teacher", "missing"),
-        ([{"use": "ce", "label_smoothing": 1.0}], "objectives[0].label_smoothing", "less than 1"),
+        ([{"use": "label-smoothing", "amount": 1.0}], "objectives[0].amount", "less than 1"),
         (["kll"], "objectives[0]", "no objectives called 'kll'"),
         ([{"weight": 1.0}], "objectives[0].use", "missing"),
     ],

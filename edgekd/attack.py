@@ -1,0 +1,63 @@
+"""Images changed to mislead a student while it trains: adversarially robust distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+__all__ = ["Attack", "AttackSpec"]
+
+
+class AttackSpec(BaseModel):
+    """`{ use = "pgd", eps = 0.031, steps = 10 }`: sizes are in units of images in [0, 1]."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    use: Literal["fgsm", "pgd"] = "pgd"
+    eps: Annotated[float, Field(gt=0, le=1, description="largest change of a pixel; images are in [0, 1]")] = 8 / 255
+    step: Annotated[float | None, Field(gt=0, description="of pgd; default: 2.5 eps / steps")] = None
+    steps: Annotated[int, Field(gt=0, description="of pgd")] = 10
+
+
+class Attack:
+    """`attack(student, images, teacher_logits, labels) -> images`, normalised by `mean` and `std` as the input is.
+
+    `fgsm` is one step of size eps (Goodfellow et al. 2015, arXiv:1412.6572), `pgd` several from a random start within
+    eps (Madry et al. 2018, arXiv:1706.06083). The change raises the KL divergence from the teacher, or where there is
+    none, the cross-entropy with the label, as in ARD (Goldblum et al. 2020, arXiv:1905.09747).
+    """
+
+    def __init__(self, spec: AttackSpec, mean: list[float], std: list[float]) -> None:
+        self.spec, self.mean, self.std = spec, mean, std
+
+    def __call__(self, student: nn.Module, image: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
+        """image [N, C, H, W], teacher logits [N, K] or None, label [N] -> changed image, without gradient."""
+        spec = self.spec
+        mean, std = (torch.tensor(v, device=image.device, dtype=image.dtype).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        low, high = -mean / std, (1 - mean) / std
+        eps = spec.eps / std
+        steps, size = (1, eps) if spec.use == "fgsm" else (spec.steps, (spec.step or 2.5 * spec.eps / spec.steps) / std)
+        training = student.training
+        student.eval()  # neither dropout nor moving statistics while the change is sought
+        changed = image.detach().clone()
+        if spec.use == "pgd":
+            changed = (changed + (2 * torch.rand_like(changed) - 1) * eps).clamp(low, high)
+        with torch.enable_grad():
+            for _ in range(steps):
+                changed.requires_grad_(True)
+                loss = _gap(student(changed)["logits"].float(), teacher, label)
+                (slope,) = torch.autograd.grad(loss, changed)
+                moved = changed.detach() + size * slope.sign()
+                changed = moved.clamp(image - eps, image + eps).clamp(low, high).detach()
+        student.train(training)
+        return changed
+
+
+def _gap(logits: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
+    if teacher is None:
+        return F.cross_entropy(logits, label.clamp(min=0), reduction="none")[label >= 0].sum()
+    log_q, log_p = F.log_softmax(logits, dim=1), F.log_softmax(teacher, dim=1)
+    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)

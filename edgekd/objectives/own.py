@@ -1,0 +1,70 @@
+"""Objectives in which a network teaches itself."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..registry import register
+from .feature import Taps
+from .relation import embedding
+
+__all__ = ["OwnTeacher"]
+
+Outputs = dict[str, Tensor]
+Level = Annotated[float, Field(ge=0)]
+
+
+@register("objectives", "byot")
+class OwnTeacher(nn.Module):
+    """Classifiers on inner layers learn from the labels and from the network's own last one, and so train the layers
+    below them (Be Your Own Teacher: Zhang et al. 2019, arXiv:1905.08094). They are not exported.
+
+    The last of the `student` taps is the deepest feature, which the others imitate. `alpha` weighs the divergence from
+    the last classifier against the labels, `beta` the features.
+    """
+
+    needs_teacher = False
+
+    def __init__(
+        self,
+        student: Taps,
+        tau: Annotated[float, Field(gt=0)] = 3.0,
+        alpha: Annotated[float, Field(ge=0, le=1)] = 0.3,
+        beta: Level = 0.03,
+    ) -> None:
+        super().__init__()
+        self.student_taps, self.tau, self.alpha, self.beta = tuple(student), tau, alpha, beta
+        self.maps, self.heads = nn.ModuleList(), nn.ModuleList()
+
+    def fit(self, student: Outputs, teacher: Outputs) -> None:
+        """A map to the deepest feature's width and a classifier for each tap."""
+        wide = embedding(student[self.student_taps[-1]]).shape[1]
+        classes = student["logits"].shape[1]
+        device = student["logits"].device
+        self.maps = nn.ModuleList(
+            nn.Sequential(nn.Linear(embedding(student[tap]).shape[1], wide), nn.ReLU(), nn.Linear(wide, wide)).to(device)
+            for tap in self.student_taps
+        )
+        self.heads = nn.ModuleList(nn.Linear(wide, classes).to(device) for _ in self.student_taps)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
+        """Taps [N, ...] and logits [N, K] of the student, labels [N] -> [N] in nats; the last classifier is not moved
+        by what it teaches. Rows without a label learn from it alone."""
+        label = batch["label"]
+        last = student["logits"].detach()
+        deepest = embedding(student[self.student_taps[-1]]).detach()
+        log_p = F.log_softmax(last / self.tau, dim=1)
+        total = last.new_zeros(())
+        for inner, head, tap in zip(self.maps, self.heads, self.student_taps, strict=True):
+            feature = inner(embedding(student[tap]))
+            logits = head(feature).to(last.dtype)
+            log_q = F.log_softmax(logits / self.tau, dim=1)
+            divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1) * self.tau**2
+            own = F.cross_entropy(logits, label.clamp(min=0), reduction="none") * (label >= 0)
+            near = (feature.to(last.dtype) - deepest).square().mean(dim=1)
+            total = total + (1 - self.alpha) * own + self.alpha * divergence + self.beta * near
+        return total

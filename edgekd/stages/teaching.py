@@ -1,0 +1,238 @@
+"""Who teaches a stage's network and what for, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from ..artifact import Artifact, ModelSpec, digest
+from ..attack import Attack, AttackSpec
+from ..data import Dataset, augmentations
+from ..data.augment import Mixture
+from ..errors import ArtifactError, EdgekdError, Problem, UsageError
+from ..learner import Learner, Student
+from ..models import build, load_state, outputs
+from ..profile import Profile
+from ..recipe import Component, ComponentField, Recipe, Training
+from ..teachers import Cached, Placed, source_of
+from ..teachers.cached import differs
+
+__all__ = ["Context", "Expert", "Heal", "Names", "Teaching", "cache_key", "expert_of", "experts_of", "healing_problems"]
+__all__ += ["learner_problems", "load_network"]
+
+#: One name, or a list of them.
+Names = Annotated[
+    list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v, json_schema_input_type=list[str] | str)
+]
+
+
+class Teaching(NamedTuple):
+    """What later stages carry over from a distillation."""
+
+    objectives: list[Any]
+    source: Component
+    teacher: list[str] | None = None
+    attack: AttackSpec | None = None
+
+
+class Heal(Training):
+    """Training that heals what a stage broke; what is left open is that of the last distillation."""
+
+    epochs: int = Field(3, ge=0)
+    lr: float = Field(0.05, gt=0)
+    objectives: list[Any] = Field(default=[], description="as in distill; empty: those of the last distillation")
+    source: ComponentField | None = Field(None, description="as in distill; default: that of the last distillation")
+    teacher: Names | None = Field(None, description="as in distill; default: that of the last distillation")
+    attack: AttackSpec | None = Field(None, description="as in distill; default: that of the last distillation")
+
+    def after(self, distilled: Teaching) -> Heal:
+        """The same, with what it leaves open taken from the last distillation."""
+        update = {
+            "objectives": self.objectives or distilled.objectives,
+            "source": self.source or distilled.source,
+            "teacher": self.teacher or distilled.teacher,
+            "attack": self.attack or (None if self.objectives else distilled.attack),
+        }
+        return self.model_copy(update=update)
+
+
+def teaching(heal: Heal) -> Teaching:
+    """What a healing asks of teachers."""
+    return Teaching(heal.objectives, heal.source or Component(use="frozen"), heal.teacher, heal.attack)
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A teacher as a plan knows it. `accuracy` is that on the validation split, None where it may have seen it."""
+
+    spec: ModelSpec
+    key: str
+    classes: list[str]
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a plan knows when it checks a stage, before anything has run."""
+
+    recipe: Recipe
+    data: Dataset
+    profiles: Sequence[Profile]
+    teachers: Sequence[Expert]
+    source: ModelSpec | None
+    where: str
+    starts: dict[str, ModelSpec]
+
+
+def load_network(artifact: Artifact) -> nn.Module:
+    """The float network of an artifact. Raises ArtifactError when it holds another kind of weights."""
+    if artifact.manifest.quantization is not None or artifact.manifest.kind == "export":
+        raise ArtifactError(
+            f"a {artifact.manifest.kind} artifact holds no float network",
+            where=str(artifact.path),
+            hint="use the stage before it",
+        )
+    network = build(artifact.manifest.model)
+    load_state(network, artifact.file("model.safetensors"))
+    return network
+
+
+def experts_of(artifacts: Sequence[Artifact]) -> list[tuple[Expert, nn.Module]]:
+    """Teachers from their artifacts, with their networks."""
+    return [(expert_of(a), load_network(a)) for a in artifacts]
+
+
+def expert_of(artifact: Artifact) -> Expert:
+    """A teacher from its artifact."""
+    manifest = artifact.manifest
+    config = manifest.config
+    # Weights from elsewhere may have been trained on what is the validation split here.
+    apart = config.get("weights") is None or bool(config.get("held_out"))
+    accuracy = manifest.metrics.get("accuracy") if apart else None
+    return Expert(manifest.model, artifact.key, manifest.classes, accuracy)
+
+
+def placed(experts: Sequence[tuple[Expert, nn.Module]], data: Dataset) -> list[nn.Module]:
+    """Teachers' networks; several, or one of some classes only, with their place among the data's classes."""
+    if len(experts) == 1 and experts[0][0].classes == data.classes:
+        return [experts[0][1]]
+    return [Placed(network, e.classes, data.classes, e.accuracy) for e, network in experts]
+
+
+def cache_key(recipe: Recipe, data: Dataset, teachers: Sequence[Expert], of: Component) -> dict[str, Any]:
+    """What a teacher cache depends on, part by part."""
+    return {
+        "teacher": [expert.key for expert in teachers],
+        "combination": of.model_dump(mode="json"),
+        "data": digest([data.fingerprint, data.mean, data.std]),
+        "augmentation": [a.model_dump(mode="json") for a in recipe.data.augment],
+        "seed": recipe.seed,
+    }
+
+
+def learner_of(
+    students: Sequence[Student],
+    teachers: Sequence[nn.Module],
+    teaching: Teaching,
+    data: Dataset,
+    example: Tensor,
+    images: int,
+    where: str = "",
+    tap: Callable[..., nn.Module] | None = None,
+) -> Learner:
+    """Students, teachers and objectives as one module. Raises UsageError or RecipeError."""
+    attack = Attack(teaching.attack, data.mean, data.std) if teaching.attack is not None else None
+    more = {} if tap is None else {"tap": tap}
+    source = source_of(teaching.source, f"{where}.source".lstrip("."))
+    return Learner.fleet(students, teachers, example=example, source=source, images=images, attack=attack, **more)
+
+
+def healing_problems(spec: ModelSpec, heal: Heal, context: Context) -> list[Problem]:
+    """What is wrong with healing a network by these objectives: found by putting the learner together once."""
+    where = f"{context.where}.heal"
+    if heal.epochs == 0:
+        return []
+    one = [("student", spec, heal.objectives, f"{where}.objectives")]
+    return learner_problems(one, teaching(heal), heal.epochs, context, where)
+
+
+def learner_problems(
+    students: Sequence[tuple[str, ModelSpec, Sequence[Any], str]],
+    teaching: Teaching,
+    epochs: int,
+    context: Context,
+    where: str,
+    images: int = 0,
+) -> list[Problem]:
+    """Put students (name, spec, objectives, place), teachers and objectives together on a blank image and collect what
+    does not fit."""
+    data = context.data
+    try:
+        teachers = placed([(e, build(e.spec)) for e in context.teachers], data)
+        example = torch.zeros(2, *data.size)
+        made = []
+        for name, spec, objectives, place in students:
+            network = build(spec)
+            _check_answers(network, spec, example, len(data.classes))
+            made.append(Student(network, objectives, name, place))
+        learner = learner_of(made, teachers, teaching, data, example, images or len(data.train), where)
+        problems = [p for objectives in learner.objectives for p in objectives.too_long(epochs)]
+        problems += _input_problems(learner, context, where)
+    except EdgekdError as error:
+        return [_placed(problem, where) for problem in error.problems]
+    return problems
+
+
+def _input_problems(learner: Learner, context: Context, where: str) -> list[Problem]:
+    problems = []
+    source = learner.source
+    if isinstance(source, Cached):
+        mixtures = [type(a).__name__ for a in augmentations(context.recipe.data) if isinstance(a, Mixture)]
+        if mixtures:
+            what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
+            problems.append(Problem(f"{where}.source", what, "use source = 'frozen', or leave out the mixture"))
+        wanted = cache_key(context.recipe, context.data, context.teachers, source.of)
+        other = differs(source.directory, wanted) if source.directory is not None else []
+        if other:
+            what = f"this teacher cache was made with another {', '.join(other)}"
+            problems.append(Problem(f"{where}.source.directory", what, "name another directory, or leave it out"))
+    asked = any("adversarial" in o.inputs for o in learner.objectives)
+    if asked and learner.attack is None:
+        what = "objectives want adversarial input, and no attack makes it"
+        problems.append(Problem(f"{where}.attack", what, 'attack = { use = "pgd" }'))
+    if learner.attack is not None and not asked:
+        what = "no objective looks at what the attack makes"
+        problems.append(Problem(f"{where}.attack", what, 'input = "adversarial" in an objective'))
+    return problems
+
+
+def _check_answers(network: nn.Module, spec: ModelSpec, example: Tensor, classes: int) -> None:
+    try:
+        with torch.no_grad():
+            logits = outputs(network.eval()(example))["logits"]
+    except EdgekdError:
+        raise
+    except Exception as error:  # the user's network, or one whose arguments do not suit these images
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"{spec.use} fails on images {list(example.shape)}: {type(error).__name__}: {first}",
+            where="model",
+            hint="does it take images of this size and number of channels?",
+        ) from error
+    if logits.shape != (len(example), classes):
+        raise UsageError(
+            f"{spec.use} gives {list(logits.shape)} for {len(example)} images, expected {[len(example), classes]}",
+            where="model",
+            hint=f"the data has {classes} classes; edgekd passes num_classes to a function that takes it",
+        )
+
+
+def _placed(problem: Problem, where: str) -> Problem:
+    if problem.where.startswith(where):
+        return problem
+    return Problem(f"{where}.{problem.where}".rstrip("."), problem.what, problem.hint)
