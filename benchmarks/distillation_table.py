@@ -1,7 +1,7 @@
 """Every objective and teacher source on CIFAR-10, the same budget for all: a table that resumes where it was killed.
 
-    python benchmarks/distillation_table.py screen --data data --teachers data --out benchmarks/results/distillation_screen.json
-    python benchmarks/distillation_table.py final --methods kl dist ... --out benchmarks/results/distillation_table.json
+    python benchmarks/distillation_table.py screen --out benchmarks/results/distillation_screen.json
+    python benchmarks/distillation_table.py final --methods dist dkd --out benchmarks/results/distillation_table.json
 
 `screen`: a ResNet-8 learns from a ResNet-56 for 6 epochs, one seed. `final`: a ResNet-20, 12 epochs, seeds 0, 1 and 2,
 the label-only student, `kl` and the methods named. All 50,000 images train, the last epoch counts, and accuracy is
@@ -139,9 +139,11 @@ def trained(method: str, depth: int, epochs: int, seed: int, options: argparse.N
     began = time.monotonic()
     edgekd.run(recipe, directory=directory, until="distill.1" if "students" in recipe.stage[0].args else "distill")
     seconds = time.monotonic() - began
-    [manifest] = directory.glob("*-distill*/manifest.json") if method != "peers" else [
-        next(directory.glob("*-distill.1-*/manifest.json"))
-    ]
+    [manifest] = (
+        directory.glob("*-distill*/manifest.json")
+        if method != "peers"
+        else [next(directory.glob("*-distill.1-*/manifest.json"))]
+    )
     artifact = Artifact.open(manifest.parent)
     data = load(recipe.data, seed)
     answers = predict(load_network(artifact), data.test, data, 250)

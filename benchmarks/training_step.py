@@ -27,9 +27,10 @@ from edgekd.bench import environment, paired_ratio
 from edgekd.data import Dataset, Split, batches
 from edgekd.learner import Learner
 from edgekd.models import build
+from edgekd.precision import autocast, keep_freed_memory
 from edgekd.recipe import Component, Training
 from edgekd.tasks import make_task
-from edgekd.train import Job, autocast, fit, keep_freed_memory
+from edgekd.train import Job, fit
 
 OBJECTIVES = [{"use": "ce", "weight": 0.1}, {"use": "kl", "weight": 0.9, "tau": 4.0}]
 

@@ -36,7 +36,9 @@ class Attack:
     def __call__(self, student: nn.Module, image: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
         """image [N, C, H, W], teacher logits [N, K] or None, label [N] -> changed image, without gradient."""
         spec = self.spec
-        mean, std = (torch.tensor(v, device=image.device, dtype=image.dtype).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, device=image.device, dtype=image.dtype).view(1, -1, 1, 1) for v in (self.mean, self.std)
+        )
         low, high = -mean / std, (1 - mean) / std
         eps = spec.eps / std
         steps, size = (1, eps) if spec.use == "fgsm" else (spec.steps, (spec.step or 2.5 * spec.eps / spec.steps) / std)

@@ -119,6 +119,11 @@ class Learner(nn.Module):
         return self.students[0]
 
     @property
+    def weighted(self) -> list[Objectives]:
+        """Each student's objectives."""
+        return list(self.objectives)  # type: ignore[arg-type]
+
+    @property
     def source(self) -> nn.Module | None:
         return self._source[0]
 
@@ -134,7 +139,7 @@ class Learner(nn.Module):
         batch = {"image": example, "label": torch.zeros(len(example), dtype=torch.int64), "view": 0}
         batch["index"] = torch.arange(len(example))
         teachers = self.source(batch, answers) if self.source else [{} for _ in answers]
-        for objectives, student, teacher in zip(self.objectives, answers, teachers, strict=True):
+        for objectives, student, teacher in zip(self.weighted, answers, teachers, strict=True):
             heads = {"logits", *objectives.heads}
             for head in heads & student.keys() & teacher.keys():
                 if student[head].shape != teacher[head].shape:
@@ -158,7 +163,7 @@ class Learner(nn.Module):
         parts: Outputs = {}
         for i, name in enumerate(self.names):
             attacked = self._attacked(i, batch, teachers[i])
-            made = self.objectives[i](answers[i], teachers[i], _with_taught(batch, teachers[i]), attacked)
+            made = self.weighted[i](answers[i], teachers[i], _with_taught(batch, teachers[i]), attacked)
             total = total + made["loss"]
             if len(self.names) == 1:
                 return made
@@ -168,7 +173,7 @@ class Learner(nn.Module):
 
     def _attacked(self, i: int, batch: dict[str, Any], teacher: Outputs) -> Outputs | None:
         """What a student says to images that were changed to mislead it, where an objective wants that."""
-        if self.attack is None or "adversarial" not in self.objectives[i].inputs:
+        if self.attack is None or "adversarial" not in self.weighted[i].inputs:
             return None
         student = self.students[i]
         return _float(student(self.attack(student, batch["image"], teacher.get("logits"), batch["label"])))

@@ -187,7 +187,9 @@ class _Run:
             share=share,
         )
         at = s.epoch * self.steps + s.step
-        return joined(main, job.streams, at=at, seed=job.seed, augment=job.augment, share=share) if job.streams else main
+        return (
+            joined(main, job.streams, at=at, seed=job.seed, augment=job.augment, share=share) if job.streams else main
+        )
 
     def _step(self, batch: dict[str, Any]) -> None:
         s = self.state
@@ -270,7 +272,8 @@ class _Run:
             "images_per_s": round(images / max(seconds, 1e-9), 1),
             "loader_images_per_s": round(images / max(loading, 1e-9), 1),
         }
-        means, record = self._means(self.steps), {"epoch": s.epoch}
+        means = self._means(self.steps)
+        validated: dict[str, float] = {}
         for member in self.members:
             member.swap()
             found = self.validate(member.network) if len(job.data.validation) else None
@@ -281,8 +284,8 @@ class _Run:
             member.close({"epoch": s.epoch, **own, **common, **judged}, score)
             member.swap()
             mark = "" if len(self.members) == 1 else f"{member.name}."
-            record |= {f"val.{mark}{name.removeprefix('val.')}": value for name, value in judged.items()}
-        record = {"epoch": s.epoch, **means, **common, **{k: v for k, v in record.items() if k != "epoch"}}
+            validated |= {f"val.{mark}{name}": value for name, value in (found or {}).items()}
+        record = {"epoch": s.epoch, **means, **common, **validated}
         tracking.log(self.accelerator, record, (s.epoch + 1) * self.steps)
         s.epoch, s.step, s.sums = s.epoch + 1, 0, {}
         s.seconds += seconds

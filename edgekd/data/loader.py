@@ -40,9 +40,9 @@ def batches(
 
     A batch holds `image` float32 [B, C, H, W] = (x - mean) / std with x in [0, 1], `label` int64 [B], `index` int64
     [B] (rows of the split), `view` int, and with a mixture `target` float32 [B, classes]. The last batch may be
-    smaller unless `drop_last`. With `share` = (rank, processes), only every so-manieth row of each batch, beginning with
-    that of the rank. Where the split has `targets`, `labels` holds those of each head. Raises ValueError when mean and
-    std do not fit the channels, or a mixture lacks `classes`.
+    smaller unless `drop_last`. With `share` = (rank, processes), only that share of the rows. Where the split has
+    `targets`, `labels` holds those of each head. Raises ValueError when mean and std do not fit the channels, or a
+    mixture lacks `classes`.
     """
     size = list(split.images.shape[1:])
     if len(mean) != size[0] or len(std) != size[0]:

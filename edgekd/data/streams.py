@@ -71,7 +71,9 @@ def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: in
     shared = _shared(data.train.images, main.test.images)
     if shared:
         raise UsageError(
-            f"{shared} of its images are in the test split", where=where, hint="take them out: figures would mean nothing"
+            f"{shared} of its images are in the test split",
+            where=where,
+            hint="take them out: figures would mean nothing",
         )
     classes = data.classes
     # A network is trained with one normalisation, that of the main data.
@@ -166,7 +168,7 @@ def _concatenated(parts: list[dict[str, Any]], streams: Sequence[Stream]) -> dic
         "of": {head: rows([looks(i, head) for i in range(len(parts))]) for head in heads},
         "view": parts[0]["view"],
     }
-    targets = [p.get("target") for p in parts]
-    if targets[0] is not None and all(t is not None and t.shape[1:] == targets[0].shape[1:] for t in targets):
+    targets = [p["target"] for p in parts if "target" in p]
+    if len(targets) == len(parts) and all(t.shape[1:] == targets[0].shape[1:] for t in targets):
         made["target"] = torch.cat(targets) * (made["label"] >= 0)[:, None]
     return made

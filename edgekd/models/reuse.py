@@ -18,9 +18,12 @@ from .taps import Tapped
 __all__ = ["Reuse", "reuse"]
 
 
+STUDENT = Component(use="cifar-resnet")
+
+
 @register("models", "reuse")
 def reuse(
-    student: ComponentField = Component(use="cifar-resnet"),
+    student: ComponentField = STUDENT,
     tap: Annotated[str, Field(description="module whose maps [N, C, H, W] go on; what lies behind it is dropped")] = "",
     channels: Annotated[int, Field(gt=0, description="input width of the teacher's classifier")] = 64,
     num_classes: Annotated[int, Field(gt=0)] = 10,

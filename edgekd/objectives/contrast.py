@@ -42,6 +42,13 @@ class Contrast(nn.Module):
     (the paper draws 16,384 per image), of which those with the row's own label do not count.
     """
 
+    student_memory: Tensor
+    teacher_memory: Tensor
+    labels: Tensor
+    constants: Tensor
+    student_map: nn.Module
+    teacher_map: nn.Module
+
     def __init__(
         self,
         student: Tap | None = None,
@@ -94,9 +101,7 @@ class Contrast(nn.Module):
                     memory[index] = F.normalize(mixed, dim=1)
         return first + second
 
-    def _side(
-        self, x: Tensor, memory: Tensor, which: int, index: Tensor, drawn: Tensor, weights: Tensor
-    ) -> Tensor:
+    def _side(self, x: Tensor, memory: Tensor, which: int, index: Tensor, drawn: Tensor, weights: Tensor) -> Tensor:
         # Copies: the memory changes in place before the backward pass.
         positive = ((x * memory[index].to(x.dtype)).sum(dim=1) / self.tau).exp()
         negative = (x @ memory[drawn].to(x.dtype).T / self.tau).exp()
@@ -112,6 +117,10 @@ class Contrast(nn.Module):
 class SimilarityDistribution(nn.Module):
     """How alike an image is to a queue of others, as the teacher sees it; needs no labels (SEED: Fang et al. 2021,
     arXiv:2101.04731). The student is embedded by a learned two-layer map of the teacher's width."""
+
+    queue: Tensor
+    next: Tensor
+    map: nn.Module
 
     def __init__(
         self,
@@ -140,7 +149,7 @@ class SimilarityDistribution(nn.Module):
         """Features of N images -> [N] in nats: cross-entropy over the row's own teacher embedding and the queue."""
         s = F.normalize(self.map(embedding(student[self.student_taps[0]])), dim=1)
         t = F.normalize(embedding(teacher[self.teacher_taps[0]]), dim=1)
-        queue = self.queue.to(s.dtype)  # type: ignore[operator]
+        queue = self.queue.to(s.dtype)
         p = torch.cat([(t * t).sum(dim=1, keepdim=True), t @ queue.T], dim=1).div(self.tau_teacher).softmax(dim=1)
         log_q = torch.cat([(s * t).sum(dim=1, keepdim=True), s @ queue.T], dim=1).div(self.tau).log_softmax(dim=1)
         if self.training:

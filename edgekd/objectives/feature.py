@@ -35,8 +35,9 @@ def check_pairs(student: list[str], teacher: list[str]) -> None:
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps [N, ., H, W], both averaged to the smaller of their heights and widths."""
-    size = [min(x, y) for x, y in zip(a.shape[2:], b.shape[2:], strict=True)]
-    return tuple(x if list(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))  # type: ignore[return-value]
+    size = min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3])
+    first, second = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
+    return first, second
 
 
 def _adapter(s: Tensor, t: Tensor, taps: tuple[str, str], where: str) -> nn.Module:

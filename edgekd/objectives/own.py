@@ -46,7 +46,9 @@ class OwnTeacher(nn.Module):
         classes = student["logits"].shape[1]
         device = student["logits"].device
         self.maps = nn.ModuleList(
-            nn.Sequential(nn.Linear(embedding(student[tap]).shape[1], wide), nn.ReLU(), nn.Linear(wide, wide)).to(device)
+            nn.Sequential(nn.Linear(embedding(student[tap]).shape[1], wide), nn.ReLU(), nn.Linear(wide, wide)).to(
+                device
+            )
             for tap in self.student_taps
         )
         self.heads = nn.ModuleList(nn.Linear(wide, classes).to(device) for _ in self.student_taps)

@@ -7,6 +7,7 @@ none of them runs in autocast's.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -65,14 +66,16 @@ class SolutionFlow(nn.Module):
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Maps [N, C, H, W], equally wide -> [N], means over matrix entries, summed over neighbours."""
-        gaps = [a - b for a, b in zip(_flows(student, self.student_taps), _flows(teacher, self.teacher_taps), strict=True)]
+        gaps = [
+            a - b for a, b in zip(_flows(student, self.student_taps), _flows(teacher, self.teacher_taps), strict=True)
+        ]
         return sum((gap.square().mean(dim=(1, 2)) for gap in gaps), gaps[0].new_zeros(()))
 
 
 def _flows(found: Outputs, taps: tuple[str, ...]) -> list[Tensor]:
     """[N, C1, C2] for every two neighbours: inner products of channels, over the number of pixels."""
     flows = []
-    for first, second in zip(taps, taps[1:], strict=False):
+    for first, second in itertools.pairwise(taps):
         a, b = (x.flatten(2) for x in same_size(found[first], found[second]))
         flows.append(a @ b.transpose(1, 2) / a.shape[2])
     return flows
@@ -141,7 +144,10 @@ class Similarity(nn.Module):
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Features [N, ...] of any shapes -> scalar, the mean over N x N."""
-        s, t = (F.normalize(x @ x.T, dim=1) for x in (student[self.student_taps[0]].flatten(1), teacher[self.teacher_taps[0]].flatten(1)))
+        s, t = (
+            F.normalize(x @ x.T, dim=1)
+            for x in (student[self.student_taps[0]].flatten(1), teacher[self.teacher_taps[0]].flatten(1))
+        )
         return F.mse_loss(s, t)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..registry import register
-from .feature import Tap, check_maps
+from .feature import Tap, check_maps, same_size
 
 __all__ = ["ClassifierReuse"]
 
@@ -25,10 +24,7 @@ class ClassifierReuse(nn.Module):
     `classifier` is the linear layer after it."""
 
     student_taps = ("projector",)
-    snippet = (
-        f"{MODEL}\n"
-        "objectives = [{ use = 'classifier-reuse', teacher = 'layer3', classifier = 'linear' }]"
-    )
+    snippet = f"{MODEL}\nobjectives = [{{ use = 'classifier-reuse', teacher = 'layer3', classifier = 'linear' }}]"
 
     def __init__(self, teacher: Tap, classifier: str = "linear") -> None:
         super().__init__()
@@ -69,6 +65,6 @@ class ClassifierReuse(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Maps [N, C, H, W] of the projector and of the teacher -> [N]; larger maps take the smaller's size."""
         s, t = student["projector"], teacher[self.teacher_taps[0]]
-        size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
-        gap = F.adaptive_avg_pool2d(s, size).to(t.dtype) - F.adaptive_avg_pool2d(t, size)
+        s, t = same_size(s, t)
+        gap = s.to(t.dtype) - t
         return gap.square().flatten(1).mean(dim=1)

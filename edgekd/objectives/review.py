@@ -28,7 +28,7 @@ class Review(nn.Module):
         self.fusions = nn.ModuleList()
 
     def fit(self, student: Outputs, teacher: Outputs) -> None:
-        """One fusion per pair, as wide inside as the deepest student tap, at most 512. Raises UsageError for vectors."""
+        """One fusion per pair, inside as wide as the deepest student tap, at most 512. Raises UsageError."""
         check_maps(student, self.student_taps, "review.student")
         check_maps(teacher, self.teacher_taps, "review.teacher")
         middle = min(512, student[self.student_taps[-1]].shape[1])

@@ -23,7 +23,6 @@ __all__ = ["Cosine", "Curriculum", "Disagreement", "Linear", "Rule", "Tau", "Tea
 Outputs = dict[str, Tensor]
 
 
-
 def _not_negative(value: float | Component) -> float | Component:
     if not isinstance(value, Component) and not value >= 0:
         raise ValueError("input should be greater than or equal to 0")

@@ -13,6 +13,7 @@ tensors (`logits [N, K]` and tapped features by module path). It may say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -31,7 +32,9 @@ Outputs = dict[str, Tensor]
 class _Objective(Component):
     weight: Rule = Field(1.0, description="factor of this objective in the loss: a number, or a rule")
     on: str = Field("logits", description="the head that a logit objective looks at")
-    input: Literal["clean", "adversarial"] = Field("clean", description="the student's images: as they are, or attacked")
+    input: Literal["clean", "adversarial"] = Field(
+        "clean", description="the student's images: as they are, or attacked"
+    )
 
 
 #: `{ use = "kl", weight = 0.9, tau = 4.0 }`, or just `"kl"`.
@@ -43,7 +46,7 @@ def bind_objective(spec: _Objective, where: str) -> nn.Module:
     component, args, problems = bind("objectives", spec.use, spec.args, where)
     if problems:
         raise RecipeError(problems)
-    return _placed(lambda: component(**args), where)
+    return _placed(partial(component, **args), where)  # type: ignore[no-any-return]
 
 
 def _placed(call: Callable[[], Any], where: str) -> Any:
@@ -65,7 +68,7 @@ class Objectives(nn.Module):
         self.places = [f"{where}[{i}]" for i in range(len(specs))]
         placed = list(zip(specs, self.places, strict=True))
         self.modules_list = nn.ModuleList(bind_objective(spec, place) for spec, place in placed)
-        rules = [_placed(lambda spec=spec: rule(spec.weight, "weight"), place) for spec, place in placed]
+        rules = [_placed(partial(rule, spec.weight, "weight"), place) for spec, place in placed]
         self.weights = nn.ModuleList(rules)
         uses = [spec.use for spec in specs]
         self.labels = [u if uses.count(u) == 1 else f"{u}-{i}" for i, u in enumerate(uses)]
@@ -98,7 +101,7 @@ class Objectives(nn.Module):
         for place, module in zip(self.places, self.modules_list, strict=True):
             begin = getattr(module, "begin", None)
             if callable(begin):
-                _placed(lambda begin=begin: begin(student, teacher, images), place)
+                _placed(partial(begin, student, teacher, images), place)
 
     def fit(self, student: Outputs, teacher: Outputs) -> None:
         """Let objectives size their adapters from the outputs of one dry forward. Raises UsageError, placed."""

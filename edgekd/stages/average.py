@@ -29,6 +29,11 @@ class AverageStage(BaseModel):
 
     members: Names = Field(default=[], description="stages; default: all students of the distillation before")
 
+    @property
+    def starts(self) -> dict[str, str]:
+        """The stages that it puts side by side, and where they are named."""
+        return dict.fromkeys(self.members, "members")
+
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """Two students or more."""
         specs = [context.starts[name] for name in self.members]
@@ -52,7 +57,9 @@ class AverageStage(BaseModel):
         metrics = {}
         data = workspace.data
         if len(data.validation):
-            metrics = workspace.task.metrics(predict(network, data.validation, data, 250), data.validation.labels.numpy())
+            metrics = workspace.task.metrics(
+                predict(network, data.validation, data, 250), data.validation.labels.numpy()
+            )
         return workspace.save(network, averaged([part.manifest.model for part in parts]), metrics=metrics)
 
 

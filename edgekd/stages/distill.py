@@ -28,7 +28,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 class StudentSpec(BaseModel):
-    """One student of several: a new network (`model`), or that of an earlier stage (`start`), which goes on learning."""
+    """One student of several: a new network (`model`), or an earlier stage's (`start`), which goes on learning."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str | None = Field(None, pattern=NAME, description="names its stage distill.NAME; default: its number from 1")
@@ -60,6 +60,11 @@ class Distill(Training):
     def names(self) -> list[str]:
         """The students' names; empty where there is one."""
         return [s.name or str(i + 1) for i, s in enumerate(self.students)]
+
+    @property
+    def starts(self) -> dict[str, str]:
+        """The stages that students begin with, and where each is named."""
+        return {s.start: f"students[{i}].start" for i, s in enumerate(self.students) if s.start is not None}
 
     @property
     def fresh(self) -> bool:
@@ -110,7 +115,9 @@ class Distill(Training):
             yield Problem(f"{where}.students", "two students have the same name", "give them different ones")
         for i, student in enumerate(self.students):
             if (student.model is None) == (student.start is None):
-                yield Problem(f"{where}.students[{i}]", "needs either model or start", "model = { use = 'cifar-resnet' }")
+                yield Problem(
+                    f"{where}.students[{i}]", "needs either model or start", "model = { use = 'cifar-resnet' }"
+                )
 
     def _students(self, context: Context) -> list[tuple[str, ModelSpec, list[Any], str]]:
         """Name, spec, objectives and their place, of each student. Raises UsageError or RecipeError."""

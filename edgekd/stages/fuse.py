@@ -115,11 +115,11 @@ def _copied(network: nn.Module) -> State:
 
 def _mean(states: Sequence[Mapping[str, Tensor]]) -> State:
     """The mean of floating-point tensors, the last of others."""
-    last = states[-1]
-    return {
-        name: torch.stack([s[name].double() for s in states]).mean(dim=0).to(value) if value.is_floating_point() else value
-        for name, value in last.items()
-    }
+    mean = dict(states[-1])
+    for name, value in mean.items():
+        if value.is_floating_point():
+            mean[name] = torch.stack([s[name].double() for s in states]).mean(dim=0).to(value)
+    return mean
 
 
 def _judge(network: nn.Module, workspace: Workspace) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:

@@ -35,7 +35,9 @@ class Teacher(Training):
     model: ComponentField
     weights: Path | None = Field(None, description="a .safetensors file or a .pt/.pth/.th state dict")
     prefix: str | dict[str, str] = Field("", description="prefix of the file's keys to drop, or a map of prefixes")
-    classes: list[str] | None = Field(None, min_length=2, description="the classes it knows; default: all of the data's")
+    classes: list[str] | None = Field(
+        None, min_length=2, description="the classes it knows; default: all of the data's"
+    )
     held_out: bool = Field(False, description="whether `weights` were trained without the validation images")
     epochs: int = Field(0, ge=0)
     objectives: list[Any] = Field(default=["ce"], min_length=1, description="as in distill; no teacher at hand here")

@@ -181,7 +181,7 @@ def learner_problems(
             _check_answers(network, spec, example, len(data.classes))
             made.append(Student(network, objectives, name, place))
         learner = learner_of(made, teachers, teaching, data, example, images or len(data.train), where)
-        problems = [p for objectives in learner.objectives for p in objectives.too_long(epochs)]
+        problems = [p for objectives in learner.weighted for p in objectives.too_long(epochs)]
         problems += _input_problems(learner, context, where)
     except EdgekdError as error:
         return [_placed(problem, where) for problem in error.problems]
@@ -201,7 +201,7 @@ def _input_problems(learner: Learner, context: Context, where: str) -> list[Prob
         if other:
             what = f"this teacher cache was made with another {', '.join(other)}"
             problems.append(Problem(f"{where}.source.directory", what, "name another directory, or leave it out"))
-    asked = any("adversarial" in o.inputs for o in learner.objectives)
+    asked = any("adversarial" in o.inputs for o in learner.weighted)
     if asked and learner.attack is None:
         what = "objectives want adversarial input, and no attack makes it"
         problems.append(Problem(f"{where}.attack", what, 'attack = { use = "pgd" }'))

@@ -29,6 +29,7 @@ __all__ = ["Cached", "cache_bytes", "differs"]
 Outputs = dict[str, Tensor]
 AGAIN = "delete it: it is computed again"
 HEADER = "cache.json"
+FROZEN = Component(use="frozen")
 
 
 def cache_bytes(images: int, classes: int, views: int, top: int | None) -> int:
@@ -59,9 +60,7 @@ class Cached(nn.Module):
         networks: Sequence[nn.Module],
         views: Annotated[int, Field(gt=0)] = 8,
         top: Annotated[int | None, Field(gt=0, description="classes kept per image; default: all")] = None,
-        of: Annotated[ComponentField, Field(description="whose answers are kept: frozen, or an ensemble")] = Component(
-            use="frozen"
-        ),
+        of: Annotated[ComponentField, Field(description="whose answers are kept: frozen, or an ensemble")] = FROZEN,
         directory: Annotated[Path | None, Field(description="default: .cache in the run's directory")] = None,
     ) -> None:
         super().__init__()

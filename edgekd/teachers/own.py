@@ -37,7 +37,7 @@ class MovingAverage(nn.Module):
         self.averages = nn.ModuleList(copy.deepcopy(s).eval().requires_grad_(False) for s in students)
         for average in self.averages:
             if hasattr(average, "taps"):  # the wrapper taps what is wanted of students; here, what of teachers
-                average.taps = tuple(taps)
+                average.taps = tuple(taps)  # type: ignore[assignment]
         self.decay = decay
         self.steps: Tensor
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

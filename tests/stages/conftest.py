@@ -19,7 +19,7 @@ from edgekd.profile import Profile, load_profile
 from edgekd.recipe import Component, Recipe
 from edgekd.stages import Distill, Prune, Quantize, Teacher, Workspace
 from edgekd.stages.distill import DEFAULT_OBJECTIVES
-from edgekd.stages.workspace import Teaching
+from edgekd.stages.teaching import Teaching
 from edgekd.tasks import Classification
 
 

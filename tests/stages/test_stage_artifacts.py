@@ -20,7 +20,8 @@ from edgekd.profile import Profile
 from edgekd.quant.fake_quantize import ActivationFakeQuantize
 from edgekd.recipe import Component
 from edgekd.stages import Distill, Prune, Teacher, Workspace
-from edgekd.stages.workspace import Teaching, load_network, load_prepared
+from edgekd.stages.teaching import Teaching, load_network
+from edgekd.stages.workspace import load_prepared
 from edgekd.teachers import Cached
 from edgekd.train import predict
 

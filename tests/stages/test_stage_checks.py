@@ -19,7 +19,7 @@ from edgekd.models import save_state, specify
 from edgekd.profile import Profile
 from edgekd.recipe import Component
 from edgekd.stages import Context, Distill, Prune, Quantize, Teacher
-from edgekd.stages.workspace import Teaching, learner_problems
+from edgekd.stages.teaching import Teaching, learner_problems
 
 FROZEN = Component(use="frozen")
 

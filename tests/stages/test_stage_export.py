@@ -23,7 +23,7 @@ from edgekd.recipe import Component
 from edgekd.runtimes import open_session
 from edgekd.stages import Export, Workspace, export
 from edgekd.stages.export import exportable
-from edgekd.stages.workspace import Teaching, load_network
+from edgekd.stages.teaching import Teaching, load_network
 
 Make = Callable[..., Workspace]
 Exported = Callable[[str], Artifact]

@@ -1,0 +1,263 @@
+"""From a recipe's stages to steps: in order, checked, keyed, each with what it builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256
+from .data import Dataset
+from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
+from .profile import Profile
+from .recipe import Component, Recipe
+from .registry import resolve, source_digest, validation_problems
+from .stages import Context, Expert, Stage, Teaching
+from .stages.distill import DEFAULT_OBJECTIVES
+from .stages.teaching import expert_of
+
+__all__ = ["Step", "collect", "drafts", "steps"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan. `parents` maps roles to the names of earlier steps or to artifacts from elsewhere."""
+
+    name: str
+    stage: Stage
+    config: dict[str, Any]
+    key: str
+    directory: Path
+    parents: dict[str, str | Artifact]
+    spec: ModelSpec | None
+    group: str = ""  # stages of one group (the students of a fleet) are run together
+
+    @property
+    def done(self) -> bool:
+        return (self.directory / MANIFEST).is_file()
+
+
+def collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> Any:
+    """The call's result, or None with its errors added to `problems`."""
+    try:
+        return call()
+    except EdgekdError as error:
+        problems += [p if p.where else Problem(where, p.what, p.hint) for p in error.problems]
+        return None
+
+
+def drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
+    """Validated stage configs with their names and places; order is checked here."""
+    entries = []
+    if source is None:
+        several = len(recipe.teacher) > 1
+        for i, teacher in enumerate(recipe.teacher):
+            place = f"teacher[{i}]" if several else "teacher"
+            entries.append(("teacher", {k: v for k, v in teacher.items() if k != "use"}, place))
+    entries += [(entry.use, entry.args, f"stage[{i}]") for i, entry in enumerate(recipe.stage)]
+    previous = source.manifest.kind if source is not None else None
+    kinds: dict[str, str] = {}
+    for use, args, where in entries:
+        config = collect(problems, where, partial(_config, use, args, where))
+        if config is None:
+            previous = None
+            continue
+        before = kinds.get(_stem(getattr(config, "after", None) or ""), previous)
+        if before is not None and before not in config.follows and not (use == before == "teacher"):
+            allowed = ", ".join(config.follows) or "nothing: it comes first"
+            problems.append(Problem(where, f"{use} cannot follow {before}", f"{use} may follow {allowed}"))
+        previous = use
+        name = use if use not in kinds else next(n for i in range(2, 1000) if (n := f"{use}-{i}") not in kinds)
+        kinds[name] = use
+        yield name, config, where
+
+
+def _stem(name: str) -> str:
+    """The stage of a student: `distill` of `distill.small`."""
+    return name.partition(".")[0]
+
+
+def _config(use: str, args: dict[str, Any], where: str) -> Any:
+    component, _ = resolve("stages", use, where)
+    try:
+        return component.model_validate(args)  # type: ignore[attr-defined]
+    except ValidationError as error:
+        raise RecipeError(validation_problems(error, where, component)) from error  # type: ignore[arg-type]
+
+
+class _Building:
+    """The steps so far, and what later ones may refer to."""
+
+    def __init__(self, source: Artifact | None, teacher: Artifact | None) -> None:
+        self.source, self.teacher = source, teacher
+        self.steps: list[Step] = []
+        self.specs: dict[str, ModelSpec | None] = {}
+        self.experts: dict[str, Expert] = {}
+        self.keys: dict[str, str] = {}
+        self.fleet: list[str] = []  # the students of the last distillation
+        self.last: str | None = None
+        self.distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
+
+    def find(self, name: str, where: str) -> str | Artifact:
+        """What a recipe names: an earlier stage, or an artifact's directory. Raises UsageError."""
+        if name in self.specs:
+            return name
+        if (Path(name) / MANIFEST).is_file():
+            return Artifact.open(name)
+        hint = nearest(name, self.specs) or f"there are: {', '.join(self.specs)}"
+        raise UsageError(f"no earlier stage and no artifact {name!r}", where=where, hint=hint)
+
+    def parents(self, stage: Any, where: str) -> dict[str, str | Artifact]:
+        """What a stage builds on, by role: `source`, `teacher`, `teacher.2`, ..., `start.NAME`. Raises UsageError."""
+        found: dict[str, str | Artifact] = {}
+        if stage.kind == "teacher":
+            return found
+        before: str | Artifact | None = self.last or self.source
+        if getattr(stage, "after", None):
+            before = self.find(stage.after, f"{where}.after")
+        if before is not None and stage.kind != "average" and not getattr(stage, "fresh", False):
+            found["source"] = before
+        for i, one in enumerate(self._teachers(stage, where)):
+            found["teacher" if i == 0 else f"teacher.{i + 1}"] = one
+        for name, place in getattr(stage, "starts", {}).items():
+            found[f"start.{name}"] = self.find(name, f"{where}.{place}")
+        return found
+
+    def _teachers(self, stage: Any, where: str) -> list[str | Artifact]:
+        heals = hasattr(stage, "heal")
+        asked = stage.heal if heals else stage
+        if not hasattr(asked, "teacher"):
+            return []
+        if asked.teacher:
+            place = f"{where}.heal.teacher" if heals else f"{where}.teacher"
+            return [self.find(name, place) for name in asked.teacher]
+        if self.source is not None:
+            return [self.teacher] if self.teacher is not None else []
+        return [step.name for step in self.steps if step.stage.kind == "teacher"]
+
+    def expert(self, found: str | Artifact) -> Expert | None:
+        """A teacher as far as it is known; None for a stage that failed its check."""
+        return self.experts.get(found) if isinstance(found, str) else expert_of(found)
+
+    def spec(self, found: str | Artifact | None) -> ModelSpec | None:
+        return self.specs.get(found) if isinstance(found, str) else found.manifest.model if found is not None else None
+
+    def key(self, found: str | Artifact) -> str:
+        return self.keys[found] if isinstance(found, str) else found.key
+
+    def add(self, step: Step, data: Dataset) -> None:
+        """Later stages may build on this one."""
+        stage: Any = step.stage
+        self.steps.append(step)
+        self.specs[step.name], self.keys[step.name] = step.spec, step.key
+        if step.spec is not None and stage.kind not in ("quantize", "export"):
+            apart = stage.kind != "teacher" or stage.weights is None or stage.held_out
+            classes = getattr(stage, "classes", None) or data.classes
+            # Its accuracy is not known before it is there; any figure does for a check.
+            self.experts[step.name] = Expert(step.spec, step.key, classes, 0.5 if apart else None)
+
+
+def steps(
+    drafted: Sequence[tuple[str, Any, str]],
+    recipe: Recipe,
+    data: Dataset,
+    profiles: list[Profile],
+    directory: Path,
+    source: Artifact | None,
+    teacher: Artifact | None,
+    problems: list[Problem],
+) -> list[Step]:
+    """Every stage as a step, the students of a fleet as one each; what is wrong is added to `problems`."""
+    made = _Building(source, teacher)
+    first = 0 if source is None else 1 + _position(source)
+    for name, draft, where in drafted:
+        stage = draft.resolved(profiles, made.distilled)
+        if stage.kind == "average" and not stage.members:
+            stage = stage.model_copy(update={"members": list(made.fleet)})
+        parents = collect(problems, where, partial(made.parents, stage, where))
+        specs = _checked(stage, parents, made, recipe, data, profiles, where, problems) if parents is not None else []
+        students = getattr(stage, "names", [])
+        names = [f"{name}.{student}" for student in students] or [name]
+        for i, one in enumerate(names):
+            config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
+            keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
+            key = _key(config, keys, recipe, data, stage.inputs())
+            path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
+            spec = specs[i] if i < len(specs) else None
+            made.add(Step(one, stage, config, key, path, parents or {}, spec, group=name), data)
+        made.last = names[0]
+        if stage.kind == "distill":
+            made.distilled, made.fleet = stage.carried, names
+    return made.steps
+
+
+def _checked(
+    stage: Any,
+    parents: dict[str, str | Artifact],
+    made: _Building,
+    recipe: Recipe,
+    data: Dataset,
+    profiles: list[Profile],
+    where: str,
+    problems: list[Problem],
+) -> list[ModelSpec | None]:
+    """The networks that a stage will leave behind (one per student), as far as they are known."""
+    experts = [made.expert(parent) for role, parent in parents.items() if role.startswith("teacher")]
+    starts = {r.removeprefix("start."): made.spec(p) for r, p in parents.items() if r.startswith("start.")}
+    known = {name: spec for name, spec in starts.items() if spec is not None}
+    if len(known) < len(starts) or None in experts:
+        return []  # follows from what was said about them
+    there = [expert for expert in experts if expert is not None]
+    context = Context(recipe, data, profiles, there, made.spec(parents.get("source")), where, known)
+    spec, found = stage.check(context)
+    problems += found
+    if spec is None or any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):
+        return []  # a network that fails would fail again in every later stage
+    return stage.specs(context) if getattr(stage, "students", []) else [spec]
+
+
+def _position(source: Artifact) -> int:
+    """The number in front of an artifact's directory: its place in the run that made it."""
+    number = source.path.name.partition("-")[0]
+    return int(number) if number.isdigit() else 0
+
+
+def _key(config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: Dataset, inputs: dict[str, str]) -> str:
+    def without_cadence(value: Any) -> Any:  # how often a checkpoint is written changes no result
+        if isinstance(value, dict):
+            return {k: without_cadence(v) for k, v in value.items() if k != "checkpoint_s"}
+        return value
+
+    return digest(
+        {
+            "format": FORMAT,
+            "config": without_cadence(config),
+            "parents": parents,
+            "data": data.fingerprint,
+            "batches": recipe.data.model_dump(mode="json", include={"batch", "augment"}),
+            "normalize": [data.mean, data.std],
+            "task": recipe.task.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "inputs": inputs,
+            "plugins": [file_sha256(Path(plugin)) for plugin in recipe.plugins if Path(plugin).is_file()],
+            "sources": sorted(_sources([config, recipe.task.model_dump(), recipe.data.model_dump()])),
+        }
+    )
+
+
+def _sources(value: Any) -> Iterator[str]:
+    """sha256 of the module behind every `use = "package.module:function"`."""
+    if isinstance(value, dict):
+        use = value.get("use")
+        found = source_digest(use) if isinstance(use, str) else None
+        if found is not None:
+            yield found
+        for inner in value.values():
+            yield from _sources(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _sources(inner)
