@@ -70,7 +70,7 @@ def test_a_name_is_taken_once() -> None:
 
 
 def test_what_edgekd_ships_is_there_and_sorted() -> None:
-    assert names("stages") == ["distill", "export", "prune", "quantize", "teacher"]
+    assert names("stages") == ["average", "distill", "export", "fuse", "prune", "quantize", "teacher"]
     assert {"ce", "kl", "hint"} <= set(names("objectives"))
     assert names("models") == sorted(names("models"))
 

@@ -346,7 +346,7 @@ def test_fewer_images_than_a_batch_make_one_step_that_learns(tmp_path: Path) -> 
     before = weights(made)
     done = fit(made, job(tmp_path, few, epochs=1, batch=64, lr=0.05, weight_decay=0.0))
     assert made.student.network.body[1].num_batches_tracked == 1  # type: ignore[index,union-attr]
-    assert not torch.equal(before["student.network.head.weight"], made.state_dict()["student.network.head.weight"])
+    assert not torch.equal(before["students.0.network.head.weight"], made.state_dict()["students.0.network.head.weight"])
     assert done.history[0]["lr"] > 0
 
 

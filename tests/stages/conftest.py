@@ -56,7 +56,7 @@ def workspace(dataset: Dataset, cpu: Profile) -> Callable[..., Workspace]:
         saved: dict[str, nn.Module] | None = None,
         emit: Callable[[dict[str, Any]], None] = lambda event: None,
     ) -> Workspace:
-        made = Saving(
+        return Saving(
             recipe=recipe or made_recipe(),
             data=dataset,
             task=Classification(),
@@ -67,9 +67,8 @@ def workspace(dataset: Dataset, cpu: Profile) -> Callable[..., Workspace]:
             parents=parents,
             config={"use": stage.kind, **stage.model_dump(mode="json")},
             emit=emit,
+            saved={} if saved is None else saved,
         )
-        object.__setattr__(made, "saved", {} if saved is None else saved)
-        return made
 
     return make
 

@@ -222,7 +222,7 @@ def test_a_cached_teacher_is_asked_once_for_all_stages_of_a_run(
 
 def test_a_cached_teacher_has_no_features_for_a_hint(tmp_path: Path, chain: Chain, workspace: Make) -> None:
     stage = Distill.model_validate({"model": RESNET, "epochs": 1, "objectives": [HINT], "source": "cached"})
-    with pytest.raises(UsageError, match="no features"):
+    with pytest.raises(UsageError, match="logits only"):
         stage.run(workspace(stage, tmp_path / "x", {"teacher": chain.artifacts["teacher"]}))
 
 

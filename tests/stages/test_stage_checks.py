@@ -19,7 +19,7 @@ from edgekd.models import save_state, specify
 from edgekd.profile import Profile
 from edgekd.recipe import Component
 from edgekd.stages import Context, Distill, Prune, Quantize, Teacher
-from edgekd.stages.teaching import Teaching, learner_problems
+from edgekd.stages.teaching import Expert, Teaching, learner_problems
 
 FROZEN = Component(use="frozen")
 
@@ -27,6 +27,15 @@ FROZEN = Component(use="frozen")
 def spec(width: int = 8, classes: int = 10, **more: Any) -> ModelSpec:
     args = {"depth": 8, "width": width, "num_classes": classes, **more}
     return specify("cifar-resnet", args, classes=10, size=[1, 16, 16], where="model")
+
+
+def expert(made: ModelSpec) -> Expert:
+    return Expert(made, "key", [f"digit {d}" for d in range(10)], None)
+
+
+def problems_of(made: ModelSpec, objectives: list[Any], context: Context, source: str = "frozen") -> list[Problem]:
+    one = [("student", made, objectives, f"{context.where}.objectives")]
+    return learner_problems(one, Teaching(objectives, Component(use=source)), 1, context, context.where)
 
 
 class Eleven(nn.Module):
@@ -61,9 +70,10 @@ def context(dataset: Dataset, cpu: Profile) -> Any:
             "recipe": made_recipe(),
             "data": dataset,
             "profiles": [cpu],
-            "teacher": spec(16),
+            "teachers": [expert(spec(16))],
             "source": spec(),
             "where": "stage[2]",
+            "starts": {},
         }
         return Context(**{**defaults, **changes})
 
@@ -102,7 +112,7 @@ def test_what_fits_has_no_problems_and_gives_the_students_spec(context: Any) -> 
         ({"objectives": [{"use": "ce", "on": "aux"}]}, "stage[2].objectives[0].on", "no head 'aux'", "logits"),
         ({"source": "frozn"}, "stage[2].source", "no teachers called 'frozn'", "did you mean 'frozen'?"),
         ({"source": {"use": "cached", "views": 0}}, "stage[2].source.views", "greater than 0", None),
-        ({"source": "cached", "objectives": TAUGHT}, "stage[2].source", "no features", "source = 'frozen'"),
+        ({"source": "cached", "objectives": TAUGHT}, "stage[2].objectives[2].teacher", "logits only, not 'layer2'", "source = 'frozen'"),
         ({"epochs": 0}, "stage[2].epochs", "must be at least 1", None),
         ({"model": {"use": "cifar-resnet", "depth": 9}}, "stage[2].model.depth", "6n+2", None),
         (
@@ -145,13 +155,13 @@ def test_a_cached_teacher_and_mixtures_exclude_each_other(context: Any, mixture:
         f"a cached teacher has not seen the images that {'Mixup' if mixture == 'mixup' else 'CutMix'} makes",
         "use source = 'frozen', or leave out the mixture",
     )
-    assert learner_problems(spec(), ["ce"], mixed, Component(use="cached")) == []  # labels alone: no teacher is asked
+    assert problems_of(spec(), ["ce"], mixed, "cached") == []  # labels alone: no teacher is asked
     assert distill(source="cached").check(context(recipe=made_recipe(augment="crop-flip")))[1] == []
     assert distill().check(mixed)[1] == []
 
 
 def test_a_teachers_classes_must_be_the_students(context: Any) -> None:
-    [problem] = learner_problems(spec(), ["kl"], context(teacher=spec(16, 7)), FROZEN)
+    [problem] = problems_of(spec(), ["kl"], context(teachers=[expert(spec(16, 7))]))
     assert problem.where == "stage[2].objectives"
     assert problem.what == "the student gives (2, 10) logits and the teacher (2, 7)"
 
@@ -166,7 +176,7 @@ def test_healing_is_checked_at_its_place_and_only_where_it_happens(context: Any,
 
 
 def test_a_teacher_needs_weights_or_epochs(context: Any) -> None:
-    nothing = context(teacher=None, source=None, where="teacher")
+    nothing = context(teachers=[], source=None, where="teacher")
     _, [problem] = Teacher.model_validate({"model": RESNET}).check(nothing)
     assert (problem.where, problem.hint) == ("teacher", "set weights = 'FILE', or epochs = 10")
     _, [problem] = Teacher.model_validate({"model": RESNET, "epochs": 1, "objectives": ["ce", "kl"]}).check(nothing)
@@ -180,7 +190,7 @@ def test_weights_of_another_network_are_told(context: Any, tmp_path: Any) -> Non
     torch.manual_seed(0)
     save_state(Eleven(), tmp_path / "other.safetensors")
     stage = Teacher.model_validate({"model": RESNET, "weights": str(tmp_path / "other.safetensors")})
-    found, problems = stage.check(context(teacher=None, source=None, where="teacher"))
+    found, problems = stage.check(context(teachers=[], source=None, where="teacher"))
     assert found is None
     assert "teacher.weights" in problems[0].where
 

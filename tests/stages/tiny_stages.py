@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -16,13 +16,14 @@ HINT = {"use": "hint", "student": "layer2", "teacher": "layer2", "weight": 0.5}
 TAUGHT = [{"use": "ce", "weight": 0.1}, {"use": "kl", "weight": 0.9}, HINT]
 
 
+@dataclass(frozen=True)
 class Saving(Workspace):
     """Remembers each network that was stored."""
 
-    saved: Mapping[str, nn.Module] = {}
+    saved: dict[str, nn.Module] = field(default_factory=dict)
 
     def save(self, network: nn.Module, *args: Any, **options: Any) -> Artifact:
-        self.saved[self.name] = network  # type: ignore[index]
+        self.saved[self.name] = network
         return super().save(network, *args, **options)
 
 
