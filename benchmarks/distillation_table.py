@@ -15,6 +15,7 @@ TEACHERS holds resnet56.th and resnet20.th.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import statistics
 import time
@@ -180,23 +181,36 @@ def main() -> None:
     methods = options.methods or list(METHODS)
     if options.phase == "final":
         methods = list(dict.fromkeys(["labels", "kl", *(options.methods or [])]))
-    rows: list[dict[str, Any]] = json.loads(options.out.read_text())["runs"] if options.out.exists() else []
     for seed in seeds:
         for method in methods:
-            if any((r["method"], r["seed"]) == (method, seed) for r in rows):
+            if any((r["method"], r["seed"]) == (method, seed) for r in known(options.out)):
                 continue
-            rows.append(trained(method, depth, epochs, seed, options))
-            print(f"{method:<26} seed {seed}  {rows[-1]['accuracy']:.2%}  {rows[-1]['seconds']:.0f} s", flush=True)
-            versus = {m: paired(rows, m, "labels") for m in dict.fromkeys(r["method"] for r in rows) if m != "labels"}
-            document = {
-                "command": f"python benchmarks/distillation_table.py {options.phase}",
-                "student": f"ResNet-{depth}",
-                "epochs": epochs,
-                "environment": environment(),
-                "runs": rows,
-                "against_labels": {m: v for m, v in versus.items() if v is not None},
-            }
-            write_atomically(options.out, json.dumps(document, indent=1) + "\n")
+            row = trained(method, depth, epochs, seed, options)
+            print(f"{method:<26} seed {seed}  {row['accuracy']:.2%}  {row['seconds']:.0f} s", flush=True)
+            keep(options.out, row, options.phase, depth, epochs)
+
+
+def known(file: Path) -> list[dict[str, Any]]:
+    """The rows that are there already."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["runs"] if file.exists() else []
+    return rows
+
+
+def keep(file: Path, row: dict[str, Any], phase: str, depth: int, epochs: int) -> None:
+    """Add a row to the file, which other processes may be writing to as well."""
+    with file.with_suffix(".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        rows = [*known(file), row]
+        versus = {m: paired(rows, m, "labels") for m in dict.fromkeys(r["method"] for r in rows) if m != "labels"}
+        document = {
+            "command": f"python benchmarks/distillation_table.py {phase}",
+            "student": f"ResNet-{depth}",
+            "epochs": epochs,
+            "environment": environment(),
+            "runs": rows,
+            "against_labels": {m: v for m, v in versus.items() if v is not None},
+        }
+        write_atomically(file, json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
