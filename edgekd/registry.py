@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -295,8 +296,10 @@ def _short(value: Any) -> str:
 
 
 def summary(component: Callable[..., Any]) -> str:
-    """The first line of a component's docstring."""
-    return (inspect.getdoc(component) or "").partition("\n")[0]
+    """The first sentence of a component's docstring, on one line."""
+    first = " ".join((inspect.getdoc(component) or "").partition("\n\n")[0].split())
+    ends = re.search(r"[.!?](?=\s+[A-Z`])", first)
+    return first[: ends.end()] if ends else first
 
 
 def source_digest(use: str) -> str | None:

@@ -35,13 +35,16 @@ def contrast(positive: Tensor, negative: Tensor, weights: Tensor, images: int) -
 
 @register("objectives", "crd")
 class Contrast(nn.Module):
-    """Contrastive representation distillation with a memory of all training images (CRD: Tian et al. 2020,
-    arXiv:1910.10699; weighed by 0.8 there). Without taps, of logits.
+    """Each image's embedding should match the teacher's of it, and no other image's (CRD 2020).
 
-    Student and teacher are embedded in `size` dimensions by learned maps; `negatives` other images are drawn per batch
-    (the paper draws 16,384 per image), of which those with the row's own label do not count.
+    Source: Tian et al. 2020, arXiv:1910.10699, which weighs it by 0.8.
+
+    Without taps, of logits. A memory holds an embedding of every training image. Student and teacher are embedded in
+    `size` dimensions by learned maps; `negatives` other images are drawn per batch (the paper draws 16,384 per image),
+    of which those with the row's own label do not count.
     """
 
+    snippet = 'objectives = ["ce", "kl", { use = "crd", student = "layer3", teacher = "layer3", weight = 0.8 }]'
     student_memory: Tensor
     teacher_memory: Tensor
     labels: Tensor
@@ -115,9 +118,14 @@ class Contrast(nn.Module):
 
 @register("objectives", "seed")
 class SimilarityDistribution(nn.Module):
-    """How alike an image is to a queue of others, as the teacher sees it; needs no labels (SEED: Fang et al. 2021,
-    arXiv:2101.04731). The student is embedded by a learned two-layer map of the teacher's width."""
+    """How alike an image is to a queue of others, as the teacher sees it; needs no labels (SEED 2021).
 
+    Source: Fang et al. 2021, arXiv:2101.04731.
+
+    The student is embedded by a learned two-layer map of the teacher's width. What is behind the tap learns nothing.
+    """
+
+    snippet = 'objectives = [{ use = "seed", student = "layer3", teacher = "layer3" }]'
     queue: Tensor
     next: Tensor
     map: nn.Module

@@ -54,7 +54,12 @@ def _adapter(s: Tensor, t: Tensor, taps: tuple[str, str], where: str) -> nn.Modu
 
 @register("objectives", "hint")
 class Hint(nn.Module):
-    """Mean squared distance of features through a learned adapter (FitNets: Romero et al. 2015, arXiv:1412.6550)."""
+    """Mean squared distance of features through a learned adapter (FitNets 2015).
+
+    Source: Romero et al. 2015, arXiv:1412.6550.
+    """
+
+    snippet = 'objectives = ["ce", "kl", { use = "hint", student = "layer2", teacher = "layer2" }]'
 
     def __init__(self, student: Tap, teacher: Tap) -> None:
         super().__init__()
@@ -76,8 +81,14 @@ class Hint(nn.Module):
 
 @register("objectives", "hidden")
 class Hidden(nn.Module):
-    """Mean squared distance of hidden states, through a linear map only where widths differ (TinyBERT: Jiao et al.
-    2020, arXiv:1909.10351). For transformers' [N, T, C], and for [N, C] and maps of one size."""
+    """Mean squared distance of hidden states, mapped linearly only where widths differ (TinyBERT 2020).
+
+    Source: Jiao et al. 2020, arXiv:1909.10351.
+
+    For transformers' [N, T, C], and for [N, C] and maps of one size.
+    """
+
+    snippet = 'objectives = ["ce", "kl", { use = "hidden", student = "layer3", teacher = "layer3" }]'
 
     def __init__(self, student: Taps, teacher: Taps) -> None:
         super().__init__()
@@ -105,8 +116,17 @@ class Hidden(nn.Module):
 
 @register("objectives", "attention")
 class Attention(nn.Module):
-    """Where a layer looks: squared distance of normalised maps of activation energy (Zagoruyko and Komodakis 2017,
-    arXiv:1612.03928; with the mean over positions of their code, which wants a weight of about 500)."""
+    """Where a layer looks: squared distance of normalised maps of activation energy (AT 2017).
+
+    Source: Zagoruyko and Komodakis 2017, arXiv:1612.03928.
+
+    With the mean over positions of their code, which wants a weight of about 500.
+    """
+
+    snippet = (
+        'objectives = ["ce", "kl", { use = "attention", student = ["layer1", "layer2", "layer3"], '
+        'teacher = ["layer1", "layer2", "layer3"], weight = 500.0 }]'
+    )
 
     def __init__(self, student: Taps, teacher: Taps) -> None:
         super().__init__()

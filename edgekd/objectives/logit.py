@@ -20,8 +20,12 @@ Outputs = dict[str, Tensor]
 
 @register("objectives", "ce")
 class CrossEntropy(nn.Module):
-    """Cross-entropy with the labels, in nats; rows without a label (-1) are skipped."""
+    """Cross-entropy with the labels, in nats; rows without a label (-1) are skipped.
 
+    Source: Bishop 2006, Pattern Recognition and Machine Learning, eq. 4.108.
+    """
+
+    snippet = 'objectives = ["ce"]'
     needs_teacher = False
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
@@ -31,9 +35,14 @@ class CrossEntropy(nn.Module):
 
 @register("objectives", "label-smoothing")
 class LabelSmoothing(nn.Module):
-    """Cross-entropy with labels that share `amount` of their mass among all classes (Szegedy et al. 2016,
-    arXiv:1512.00567); in nats, rows without a label are skipped."""
+    """Cross-entropy with labels that share `amount` of their mass among all classes (Inception 2016).
 
+    Source: Szegedy et al. 2016, arXiv:1512.00567.
+
+    In nats; rows without a label are skipped.
+    """
+
+    snippet = 'objectives = ["label-smoothing"]'
     needs_teacher = False
 
     def __init__(self, amount: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> None:
@@ -81,11 +90,15 @@ class _Tempered(nn.Module):
 
 @register("objectives", "kl")
 class SoftTargets(nn.Module):
-    """KL divergence between tempered class probabilities (Hinton, Vinyals, Dean 2015, arXiv:1503.02531).
+    """KL divergence between tempered class probabilities (Hinton 2015).
 
-    `standardize` brings each row of logits to mean 0 and deviation 1 first, so that only their shape is taught (Sun et
-    al. 2024, arXiv:2403.01427; it wants tau = 2 and a weight of about 9).
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531; standardized: Sun et al. 2024, arXiv:2403.01427.
+
+    `standardize` brings each row of logits to mean 0 and deviation 1 first, so that only their shape is taught; it
+    wants tau = 2 and a weight of about 9.
     """
+
+    snippet = 'objectives = [{ use = "ce", weight = 0.1 }, { use = "kl", weight = 0.9, tau = 4.0 }]'
 
     def __init__(self, tau: Tau = 4.0, standardize: bool = False) -> None:
         super().__init__()
@@ -104,7 +117,12 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 @register("objectives", "mse-logits")
 class LogitSquares(nn.Module):
-    """Mean squared distance of logits (Ba and Caruana 2014, arXiv:1312.6184)."""
+    """Mean squared distance of logits (Ba and Caruana 2014).
+
+    Source: Ba and Caruana 2014, arXiv:1312.6184.
+    """
+
+    snippet = 'objectives = [{ use = "ce", weight = 0.1 }, { use = "mse-logits", weight = 0.9 }]'
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """logits [N, K] of both -> [N], the mean over K."""
@@ -113,7 +131,12 @@ class LogitSquares(nn.Module):
 
 @register("objectives", "mse-probs")
 class ProbabilitySquares(nn.Module):
-    """Squared distance of class probabilities, the Brier score against the teacher (Brier 1950)."""
+    """Squared distance of class probabilities: the Brier score against the teacher (Brier 1950).
+
+    Source: Brier 1950, Monthly Weather Review 78.
+    """
+
+    snippet = 'objectives = ["ce", { use = "mse-probs", weight = 1.0 }]'
 
     def __init__(self, tau: Tau = 1.0, standardize: bool = False) -> None:
         super().__init__()
@@ -127,12 +150,15 @@ class ProbabilitySquares(nn.Module):
 
 @register("objectives", "dkd")
 class Decoupled(nn.Module):
-    """Decoupled distillation: the label's probability apart from how the others compare (Zhao et al. 2022,
-    arXiv:2203.08679). Rows without a label are skipped.
+    """Decoupled KL: the label's probability apart from how the other classes compare (DKD 2022).
 
-    `alpha` weighs the divergence of (label, not label), `beta` that among the other classes; with alpha = 1 and beta
-    the teacher's probability of not being the label it would be `kl`.
+    Source: Zhao et al. 2022, arXiv:2203.08679.
+
+    Rows without a label are skipped. `alpha` weighs the divergence of (label, not label), `beta` that among the other
+    classes; with alpha = 1 and beta the teacher's probability of not being the label it would be `kl`.
     """
+
+    snippet = 'objectives = ["ce", { use = "dkd", tau = 4.0, alpha = 1.0, beta = 8.0 }]'
 
     def __init__(
         self,
@@ -163,8 +189,14 @@ def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 
 @register("objectives", "dist")
 class Correlations(nn.Module):
-    """Pearson correlation of probabilities, within each image and within each class (DIST: Huang et al. 2022,
-    arXiv:2205.10536). Gives a scalar: within a class, images of the batch count together."""
+    """Pearson correlation of probabilities, within each image and within each class (DIST 2022).
+
+    Source: Huang et al. 2022, arXiv:2205.10536.
+
+    Gives a scalar: within a class, images of the batch count together.
+    """
+
+    snippet = 'objectives = ["ce", { use = "dist", weight = 2.0 }]'
 
     def __init__(
         self,

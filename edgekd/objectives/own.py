@@ -20,13 +20,15 @@ Level = Annotated[float, Field(ge=0)]
 
 @register("objectives", "byot")
 class OwnTeacher(nn.Module):
-    """Classifiers on inner layers learn from the labels and from the network's own last one, and so train the layers
-    below them (Be Your Own Teacher: Zhang et al. 2019, arXiv:1905.08094). They are not exported.
+    """Classifiers on inner layers learn from the labels and from the network's own last one (BYOT 2019).
 
-    The last of the `student` taps is the deepest feature, which the others imitate. `alpha` weighs the divergence from
-    the last classifier against the labels, `beta` the features.
+    Source: Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094.
+
+    They train the layers below them and are not exported. The last of the `student` taps is the deepest feature, which
+    the others imitate. `alpha` weighs the divergence from the last classifier against the labels, `beta` the features.
     """
 
+    snippet = 'objectives = ["ce", { use = "byot", student = ["layer1", "layer2", "layer3"] }]'
     needs_teacher = False
 
     def __init__(

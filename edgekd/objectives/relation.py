@@ -44,8 +44,17 @@ def embedding(features: Tensor) -> Tensor:
 
 @register("objectives", "fsp")
 class SolutionFlow(nn.Module):
-    """The flow between two layers: mean squared distance of their channels' inner products (FSP: Yim et al. 2017,
-    CVPR). Taps are the layers in order; each two neighbours make one matrix. Gives one value per row."""
+    """The flow between two layers: squared distance of their channels' inner products (FSP 2017).
+
+    Source: Yim et al. 2017, A Gift from Knowledge Distillation, CVPR.
+
+    Taps are the layers in order; each two neighbours make one matrix. Gives one value per row.
+    """
+
+    snippet = (
+        'objectives = ["ce", "kl", { use = "fsp", student = ["layer1", "layer2", "layer3"], '
+        'teacher = ["layer1", "layer2", "layer3"] }]'
+    )
 
     def __init__(self, student: Taps, teacher: Taps) -> None:
         super().__init__()
@@ -99,8 +108,14 @@ class _Embedded(nn.Module):
 
 @register("objectives", "rkd")
 class Relational(nn.Module):
-    """Distances between images and angles between triples of them (Park et al. 2019, arXiv:1904.05068): Huber loss of
-    both, with the paper's weights. Without taps, of logits."""
+    """Huber loss of distances between images and of angles between triples of them (RKD 2019).
+
+    Source: Park et al. 2019, arXiv:1904.05068, with its weights of the two.
+
+    Without taps, of logits.
+    """
+
+    snippet = 'objectives = ["ce", { use = "kl", weight = 0.9, tau = 4.0 }, { use = "rkd", weight = 0.02 }]'
 
     def __init__(
         self, student: Tap | None = None, teacher: Tap | None = None, distance: Level = 25.0, angle: Level = 50.0
@@ -134,8 +149,14 @@ def _angles(x: Tensor) -> Tensor:
 
 @register("objectives", "similarity")
 class Similarity(nn.Module):
-    """Which images activate a layer alike: mean squared distance of the batch's normalised inner products (SP: Tung
-    and Mori 2019, arXiv:1907.09682, which weighs it by 3000)."""
+    """Which images activate a layer alike: squared distance of normalised inner products (SP 2019).
+
+    Source: Tung and Mori 2019, arXiv:1907.09682, which weighs it by 3000.
+    """
+
+    snippet = (
+        'objectives = ["ce", "kl", { use = "similarity", student = "layer3", teacher = "layer3", weight = 3000.0 }]'
+    )
 
     def __init__(self, student: Tap, teacher: Tap) -> None:
         super().__init__()
@@ -153,8 +174,14 @@ class Similarity(nn.Module):
 
 @register("objectives", "pkt")
 class Probabilistic(nn.Module):
-    """KL divergence of the probabilities that one image picks another by cosine similarity (PKT: Passalis and Tefas
-    2018, arXiv:1803.10837). Without taps, of logits."""
+    """KL divergence of the probabilities that one image picks another by cosine similarity (PKT 2018).
+
+    Source: Passalis and Tefas 2018, arXiv:1803.10837.
+
+    Without taps, of logits.
+    """
+
+    snippet = 'objectives = ["ce", { use = "kl", weight = 0.9, tau = 4.0 }, "pkt"]'
 
     def __init__(self, student: Tap | None = None, teacher: Tap | None = None) -> None:
         super().__init__()

@@ -14,17 +14,21 @@ from .feature import Tap, check_maps, same_size
 __all__ = ["ClassifierReuse"]
 
 Outputs = dict[str, Tensor]
-MODEL = "model = { use = 'reuse', student = 'cifar-resnet', tap = 'layer3', channels = 64 }"
+MODEL = 'model = { use = "reuse", student = "cifar-resnet", tap = "layer3", channels = 64 }'
 
 
 @register("objectives", "classifier-reuse")
 class ClassifierReuse(nn.Module):
-    """Mean squared distance of the last feature maps, under the teacher's own classifier (SimKD: Chen et al. 2022,
-    arXiv:2203.14001). The student is a model `reuse`; `teacher` taps the maps before the teacher's pooling,
-    `classifier` is the linear layer after it."""
+    """Squared distance of the last feature maps, under the teacher's own classifier (SimKD 2022).
+
+    Source: Chen et al. 2022, arXiv:2203.14001.
+
+    The student is a model `reuse`, its `channels` those of the teacher's maps; `teacher` taps the maps before the
+    teacher's pooling, `classifier` is the linear layer after it.
+    """
 
     student_taps = ("projector",)
-    snippet = f"{MODEL}\nobjectives = [{{ use = 'classifier-reuse', teacher = 'layer3', classifier = 'linear' }}]"
+    snippet = f'{MODEL}\nobjectives = [{{ use = "classifier-reuse", teacher = "layer3", classifier = "linear" }}]'
 
     def __init__(self, teacher: Tap, classifier: str = "linear") -> None:
         super().__init__()

@@ -18,8 +18,17 @@ Outputs = dict[str, Tensor]
 
 @register("objectives", "review")
 class Review(nn.Module):
-    """Deep student features, fused step by step into shallower ones, imitate the teacher's (ReviewKD: Chen et al.
-    2021, arXiv:2104.09044). Taps go from shallow to deep; the paper weighs it by 0.6 to 5 and ramps it up."""
+    """Deep student features, fused step by step into shallower ones, imitate the teacher's (2021).
+
+    Source: Chen et al. 2021 (ReviewKD), arXiv:2104.09044, which weighs it by 0.6 to 5 and ramps it up.
+
+    Taps go from shallow to deep.
+    """
+
+    snippet = (
+        'objectives = ["ce", "kl", { use = "review", student = ["layer1", "layer2", "layer3"], '
+        'teacher = ["layer1", "layer2", "layer3"], weight = 0.6 }]'
+    )
 
     def __init__(self, student: Taps, teacher: Taps) -> None:
         super().__init__()

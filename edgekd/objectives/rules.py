@@ -84,7 +84,15 @@ Epochs = Annotated[float, Field(gt=0)]
 
 @register("rules", "linear")
 class Linear(nn.Module):
-    """From `start` to `end` in a straight line over `epochs`, by default over the whole training."""
+    """From `start` to `end` in a straight line over `epochs`, by default over the whole training.
+
+    Source: Jafari et al. 2021, Annealing Knowledge Distillation, arXiv:2104.07163, of the temperature.
+    """
+
+    snippet = (
+        'objectives = [{ use = "ce", weight = { use = "linear", start = 0.0, end = 1.0 } }, '
+        '{ use = "kl", weight = { use = "linear", start = 1.0, end = 0.1 } }]'
+    )
 
     def __init__(self, start: Level = 1.0, end: Level = 0.0, epochs: Epochs | None = None, after: Level = 0.0) -> None:
         super().__init__()
@@ -99,7 +107,15 @@ class Linear(nn.Module):
 
 @register("rules", "cosine")
 class Cosine(nn.Module):
-    """From `start` to `end` along half a cosine over `epochs`, by default over the whole training."""
+    """From `start` to `end` along half a cosine over `epochs`, by default over the whole training.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, of the learning rate.
+    """
+
+    snippet = (
+        'objectives = ["ce", { use = "kl", weight = { use = "cosine", start = 1.0, end = 0.1 }, '
+        'tau = { use = "cosine", start = 8.0, end = 2.0 } }]'
+    )
 
     def __init__(self, start: Level = 1.0, end: Level = 0.0, epochs: Epochs | None = None, after: Level = 0.0) -> None:
         super().__init__()
@@ -114,9 +130,17 @@ class Cosine(nn.Module):
 
 @register("rules", "teacher-confidence")
 class TeacherConfidence(nn.Module):
-    """Per row, `scale` times the teacher's probability of the label: where it is wrong it teaches little. Rows without
-    a label take the largest probability."""
+    """Per row, `scale` times the teacher's probability of the label: where it is wrong it teaches little.
 
+    Source: Meng et al. 2019, Conditional Teacher-Student Learning, arXiv:1904.12399, which takes 0 or 1.
+
+    Rows without a label take the largest probability.
+    """
+
+    snippet = (
+        'objectives = [{ use = "ce", weight = 0.1 }, '
+        '{ use = "kl", tau = 4.0, weight = { use = "teacher-confidence" } }]'
+    )
     needs_teacher = True
 
     def __init__(self, scale: Level = 1.0) -> None:
@@ -132,9 +156,17 @@ class TeacherConfidence(nn.Module):
 
 @register("rules", "disagreement")
 class Disagreement(nn.Module):
-    """Per row, `scale` times how far student and teacher are apart: half the summed difference of probabilities
-    (total variation), so that rows on which they agree count for nothing."""
+    """Per row, `scale` times how far student and teacher are apart: where they agree, nothing is taught.
 
+    Source: edgekd's own, after the focal loss (Lin et al. 2017, arXiv:1708.02002), which looks at labels.
+
+    How far is half the summed difference of probabilities (total variation).
+    """
+
+    snippet = (
+        'objectives = [{ use = "ce", weight = 0.1 }, '
+        '{ use = "kl", tau = 4.0, weight = { use = "disagreement", scale = 2.0 } }]'
+    )
     needs_teacher = True
 
     def __init__(self, scale: Level = 1.0) -> None:
@@ -149,12 +181,15 @@ class Disagreement(nn.Module):
 
 @register("rules", "curriculum")
 class Curriculum(nn.Module):
-    """A learned temperature that makes the task harder for the student (CTKD: Li et al. 2023, arXiv:2211.16231).
+    """A learned temperature that makes the task harder for the student (CTKD 2023).
+
+    Source: Li et al. 2023, arXiv:2211.16231.
 
     One parameter for all images, moved *against* the loss; how strongly rises along half a cosine to `strength` over
     the first `epochs` (default: the whole training). The temperature stays in (low, high).
     """
 
+    snippet = 'objectives = [{ use = "ce", weight = 0.1 }, { use = "kl", weight = 0.9, tau = { use = "curriculum" } }]'
     positive = True
 
     def __init__(

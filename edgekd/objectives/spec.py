@@ -7,7 +7,8 @@ tensors (`logits [N, K]` and tapped features by module path). It may say
 - `needs_teacher = False` when it looks at labels only (the default is True);
 - `student_taps` and `teacher_taps`: module paths whose outputs it wants to see;
 - `begin(student, teacher, images)`: called once with the bare networks and the number of training images;
-- `fit(student, teacher)`: called once after that with the outputs of one dry forward, to size adapters.
+- `fit(student, teacher)`: called once after that with the outputs of one dry forward, to size adapters;
+- `snippet`: the lines of a `[[stage]]` table that `edgekd show` gives as an example, and `Source:` in its docstring.
 """
 
 from __future__ import annotations

@@ -30,8 +30,11 @@ State = dict[str, Tensor]
 
 @register("stages", "fuse")
 class Fuse(Training):
-    """Train on labels for a while, average the weights of its epochs, and keep what is best on the validation split:
-    the network before, the last epoch's, or the average. `fusion.json` says which, and how they compared."""
+    """Train on labels for a while, average the weights of its epochs, keep the best on validation.
+
+    Candidates are the network before, the last epoch's, and the average. `fusion.json` says which one it was, and how
+    they compared.
+    """
 
     kind: ClassVar[str] = "fuse"
     follows: ClassVar[tuple[str, ...]] = ("distill", "prune", "fuse")

@@ -46,14 +46,19 @@ def _row(classes: int, top: int | None) -> np.dtype[Any]:
 
 @register("teachers", "cached")
 class Cached(nn.Module):
-    """A trained network's logits for a fixed number of augmented views per image, computed once and replayed.
+    """A teacher's logits for a fixed number of views per image, computed once and replayed (FKD 2022).
 
-    Teacher and student see the same crop, since a view's augmentation follows from the seed (FKD: Shen and Xing 2022,
-    arXiv:2112.01528). Epoch e trains on view e modulo `views`. Logits only, in half precision; with `top`, only so many
-    log-probabilities and the mass of the rest, which is spread evenly. Objectives on features need `frozen`.
+    Source: Shen and Xing 2022, arXiv:2112.01528.
+
+    Teacher and student see the same crop, since a view's augmentation follows from the seed. Epoch e trains on view e
+    modulo `views`. Logits only, in half precision; with `top`, only so many log-probabilities and the mass of the rest,
+    which is spread evenly. Objectives on features need `frozen`.
     """
 
-    snippet = "source = { use = 'cached', views = 2 }"
+    snippet = (
+        'objectives = [{ use = "ce", weight = 0.1 }, { use = "kl", weight = 0.9, tau = 4.0 }]\n'
+        'source = { use = "cached", views = 2 }'
+    )
 
     def __init__(
         self,

@@ -41,14 +41,19 @@ def confidence(logits: Tensor, label: Tensor, known: Tensor) -> Tensor:
 
 @register("teachers", "ensemble")
 class Ensemble(nn.Module):
-    """Several teachers combined: their mean, fixed weights, by validation accuracy, per image by confidence (CA-MKD:
-    Zhang et al. 2022), one drawn at random per batch, or each for its own data source.
+    """Several teachers as one: by mean, fixed weights, accuracy, confidence, chance, or data set.
 
-    Logits are averaged. Teachers of some classes only are merged: each class takes those that know it. Tapped features
-    are the first teacher's. Weights by `accuracy` are 1 / (error + 0.01), from validation images.
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531; confidence: Zhang et al. 2022 (CA-MKD), arXiv:2201.00007.
+
+    `confidence` weighs per image, `random` draws one teacher per batch, `source` gives each data set its own. Logits
+    are averaged. Teachers of some classes only are merged: each class takes those that know it. Tapped features are
+    the first teacher's. Weights by `accuracy` are 1 / (error + 0.01), from validation images.
     """
 
-    snippet = "teacher = ['teacher', 'teacher-2']\nsource = { use = 'ensemble', combine = 'confidence' }"
+    snippet = (
+        'objectives = [{ use = "ce", weight = 0.1 }, { use = "kl", weight = 0.9, tau = 4.0 }]\n'
+        'teacher = ["teacher", "teacher-2"]\nsource = { use = "ensemble", combine = "confidence" }'
+    )
 
     def __init__(
         self,

@@ -18,8 +18,12 @@ Outputs = dict[str, Tensor]
 
 @register("teachers", "frozen")
 class Frozen(nn.Module):
-    """A trained network that never changes and answers every batch anew."""
+    """A trained network that never changes and answers every batch anew; the default.
 
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
+    """
+
+    snippet = 'objectives = [{ use = "ce", weight = 0.1 }, { use = "kl", weight = 0.9, tau = 4.0 }]\nsource = "frozen"'
     repeatable = True
 
     def __init__(self, network: nn.Module) -> None:

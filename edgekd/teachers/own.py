@@ -21,11 +21,15 @@ Outputs = dict[str, Tensor]
 
 @register("teachers", "ema")
 class MovingAverage(nn.Module):
-    """Each student's own moving average teaches it (Mean Teacher: Tarvainen and Valpola 2017, arXiv:1703.01780).
+    """Each student's own moving average teaches it (Mean Teacher 2017).
+
+    Source: Tarvainen and Valpola 2017, arXiv:1703.01780.
 
     After every step, average = decay * average + (1 - decay) * student, statistics of batch norms included; the decay
     rises as (1 + step) / (10 + step) at first.
     """
+
+    snippet = 'objectives = ["ce", { use = "kl", tau = 1.0 }]\nsource = { use = "ema", decay = 0.99 }'
 
     def __init__(
         self,
@@ -68,16 +72,17 @@ class MovingAverage(nn.Module):
 
 @register("teachers", "peers")
 class Peers(nn.Module):
-    """Students in training teach each other, by the mean of the others' probabilities (deep mutual learning: Zhang et
-    al. 2018, arXiv:1706.00384, which uses `kl` with tau = 1).
+    """Students in training teach each other, by the mean of the others' probabilities (DML 2018).
+
+    Source: Zhang et al. 2018, Deep Mutual Learning, arXiv:1706.00384, which uses `kl` with tau = 1.
 
     With `students = [{ start = "teacher" }, { model = ... }]` the teacher goes on learning from its student.
     """
 
     carries = False
     snippet = (
-        "students = [{ model = { use = 'cifar-resnet', depth = 20 } }, { model = { use = 'cifar-resnet', depth = 8 } }]"
-        "\nsource = 'peers'\nobjectives = ['ce', { use = 'kl', tau = 1.0 }]"
+        'students = [{ model = { use = "cifar-resnet", depth = 14 } }, { model = { use = "cifar-resnet", depth = 8 } }]'
+        '\nobjectives = ["ce", { use = "kl", tau = 1.0 }]\nsource = "peers"'
     )
 
     def __init__(self, students: Sequence[nn.Module]) -> None:
@@ -95,10 +100,17 @@ class Peers(nn.Module):
 
 @register("teachers", "teacher-free")
 class TeacherFree(nn.Module):
-    """A virtual teacher that is right with probability `correct` and spreads the rest evenly (Tf-KD: Yuan et al. 2020,
-    arXiv:1909.11723, which uses `kl` with tau = 20). Rows without a label get the even distribution."""
+    """A virtual teacher, right with probability `correct`, that spreads the rest evenly (Tf-KD 2020).
 
-    snippet = "source = { use = 'teacher-free', correct = 0.9 }\nobjectives = ['ce', { use = 'kl', tau = 20.0 }]"
+    Source: Yuan et al. 2020, arXiv:1909.11723, which uses `kl` with tau = 20.
+
+    Rows without a label get the even distribution.
+    """
+
+    snippet = (
+        'objectives = ["ce", { use = "kl", tau = 20.0, weight = 0.1 }]\n'
+        'source = { use = "teacher-free", correct = 0.9 }'
+    )
 
     def __init__(self, correct: Annotated[float, Field(gt=0, lt=1)] = 0.9) -> None:
         super().__init__()
