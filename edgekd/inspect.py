@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from .artifact import MANIFEST, Artifact
 from .bench import disturbances, environment
 from .errors import UsageError, nearest
+from .objectives import ObjectiveSpec
 from .profile import load_profile, profile_names
 from .recipe import Recipe
 from .registry import KINDS, names, parameters, resolve, summary
 from .runtimes import open_session, probe
 from .shipped import shipped
+from .signature import DISTILLED, documented, parameter_rows, snippet
+from .teachers import FILLED_IN as LEARNING
 
 __all__ = ["describe", "diagnosis", "listing", "recipe_schema"]
 
 #: Arguments that edgekd itself passes, which a recipe does not write.
 FILLED_IN = ("network", "num_classes", "in_channels", "image_size")
+#: The part of the loss that a recipe's table adds to what an objective itself takes.
+OF_ANY = {key: field for key, field in get_args(ObjectiveSpec)[0].model_fields.items() if key != "use"}
 
 
 def listing(kind: str) -> list[tuple[str, str]]:
@@ -62,23 +65,22 @@ def describe(name: str) -> dict[str, Any]:
 
 def _component(kind: str, name: str) -> dict[str, Any]:
     component, _ = resolve(kind, name)
-    model = parameters(component, skip=FILLED_IN)
-    rows = [_parameter(n, f) for n, f in model.model_fields.items()]
-    required = [f"{n} = ..." for n, f in model.model_fields.items() if f.is_required()]
-    snippet = "{ " + ", ".join([f'use = "{name}"', *required]) + " }"
-    text = [f"{name} ({kind})", "", inspect.getdoc(component) or "", ""]
+    fields = parameters(component, skip=LEARNING if kind == "teachers" else FILLED_IN).model_fields
+    rows = parameter_rows(fields)
+    about, source, module = documented(component)
+    lines = snippet(kind, name, component, fields)
+    text = [f"{name} ({kind})", "", about, ""]
+    text += [f"source: {source}"] if source else []
+    text += [f"lives in: {module}", ""]
     text += ["parameters:", *(f"  {row}" for row in rows)] if rows else ["no parameters"]
-    text += ["", f"in a recipe: {snippet}"]
-    return {"kind": kind, "name": name, "parameters": rows, "snippet": snippet, "text": "\n".join(text)}
-
-
-def _parameter(name: str, field: Any) -> str:
-    default = "required" if field.default is PydanticUndefined and field.default_factory is None else None
-    if default is None:
-        default = f"default {field.get_default(call_default_factory=True)!r}"
-    kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
-    note = f": {field.description}" if field.description else ""
-    return f"{name} ({kind}, {default}){note}"
+    if kind == "objectives":
+        text += ["as every objective:", *(f"  {row}" for row in parameter_rows(OF_ANY))]
+    if kind in DISTILLED:
+        text += ["", 'in a recipe, below [[stage]] and use = "distill":', *(f"  {line}" for line in lines.splitlines())]
+    else:
+        text += ["", f"in a recipe: {lines}"]
+    described = {"kind": kind, "name": name, "source": source, "module": module, "parameters": rows, "snippet": lines}
+    return {**described, "text": "\n".join(text)}
 
 
 def _artifact(artifact: Artifact) -> dict[str, Any]:
@@ -132,7 +134,8 @@ def recipe_schema() -> dict[str, Any]:
         alternatives = [_component_schema(kind, name) for name in names(kind) if name != "teacher"]
         target = schema["properties"][key]
         target.setdefault("x-components", alternatives)
-    schema["properties"]["teacher"] = _component_schema("stages", "teacher")
+    teacher = _component_schema("stages", "teacher")
+    schema["properties"]["teacher"] = {"anyOf": [teacher, {"type": "array", "items": teacher, "minItems": 1}]}
     stages = schema["properties"]["stage"]
     bare = {"enum": [s["properties"]["use"]["const"] for s in stages["x-components"] if s["required"] == ["use"]]}
     schema["properties"]["stage"] = {"type": "array", "items": {"anyOf": [*stages["x-components"], bare]}}

@@ -16,12 +16,12 @@ __all__ += ["same_size"]
 
 Outputs = dict[str, Tensor]
 
-Tap = Annotated[str, Field(examples=["layer2"], description="module path")]
+Tap = Annotated[str, Field(examples=["layer2"], description="module path, such as layer2")]
 #: One module path, or a list of them.
 Taps = Annotated[
     list[str],
     BeforeValidator(lambda v: [v] if isinstance(v, str) else v, json_schema_input_type=list[str] | str),
-    Field(min_length=1, examples=[["layer2", "layer3"]], description="module paths"),
+    Field(min_length=1, examples=[["layer2", "layer3"]], description="one module path or several"),
 ]
 ALIKE = "tap layers of the same kind: maps with maps, vectors with vectors, sequences of one length"
 

@@ -37,7 +37,7 @@ def _above_zero(value: float | Component) -> float | Component:
 
 #: A number, or a rule: `weight = { use = "linear", start = 1.0, end = 0.0 }`.
 Rule = Annotated[float | Component, AfterValidator(_not_negative)]
-Tau = Annotated[float | Component, AfterValidator(_above_zero)]
+Tau = Annotated[float | Component, AfterValidator(_above_zero), Field(description="temperature: above 0, or a rule")]
 
 
 def rule(value: float | Component, where: str) -> nn.Module:

@@ -31,7 +31,7 @@ Outputs = dict[str, Tensor]
 
 
 class _Objective(Component):
-    weight: Rule = Field(1.0, description="factor of this objective in the loss: a number, or a rule")
+    weight: Rule = Field(1.0, description="factor in the loss: a number from 0 up, or a rule")
     on: str = Field("logits", description="the head that a logit objective looks at")
     input: Literal["clean", "adversarial"] = Field(
         "clean", description="the student's images: as they are, or attacked"

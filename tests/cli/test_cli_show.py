@@ -109,6 +109,8 @@ def test_every_kind_can_be_listed_and_each_entry_has_a_line(edgekd: Call, kind: 
     assert all(i["summary"] for i in document["items"]), document
     text = edgekd("list", kind).out
     assert [line.split()[0] for line in text.splitlines()] == [i["name"] for i in document["items"]]
+    if kind in ("objectives", "teachers", "rules", "stages"):
+        assert max(len(line) for line in text.splitlines()) <= 120
 
 
 def test_an_unknown_kind(edgekd: Call) -> None:
@@ -121,13 +123,20 @@ def test_show_components(edgekd: Call) -> None:
     kl = edgekd("show", "kl")
     assert kl.code == 0
     assert "kl (objectives)" in kl.out
-    assert "tau (float, default 4.0)" in kl.out
-    assert 'in a recipe: { use = "kl" }' in kl.out
+    assert "source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531" in kl.out
+    assert "lives in: edgekd.objectives.logit:SoftTargets" in kl.out
+    assert "  tau (float or { use = ... }, default 4.0): temperature: above 0, or a rule" in kl.out
+    assert "  weight (float or { use = ... }, default 1.0): factor in the loss" in kl.out
     hint = json.loads(edgekd("show", "hint", "--json").out)
     assert (hint["version"], hint["kind"], hint["name"]) == (1, "objectives", "hint")
-    assert hint["snippet"] == '{ use = "hint", student = ..., teacher = ... }'
+    assert hint["parameters"][0] == "student (str, required): module path, such as layer2"
+    assert tomllib.loads(hint["snippet"])["objectives"][2]["student"] == "layer2"
+    ensemble = edgekd("show", "ensemble").out
+    assert '  combine ("mean", "fixed", "accuracy", "confidence", "random" or "source", default "mean")' in ensemble
+    assert "  weights (list of float ≥ 0, optional): of 'fixed': one per teacher" in ensemble
     stage = edgekd("show", "distill").out
-    assert "lr (float, default 0.1): peak learning rate" in stage
+    assert "  lr (float > 0, default 0.1): peak learning rate" in stage
+    assert 'in a recipe: { use = "prune", target = ... }' in edgekd("show", "prune").out
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -257,6 +266,10 @@ def test_the_schema_accepts_bare_names(schema: dict[str, Any]) -> None:
     table |= {"task": "classification", "stage": [table["stage"][0], "quantize", "export"]}
     table["data"]["augment"] = ["flip", {"use": "mixup"}]
     assert errors(schema, table, schema) == []
+    table["teacher"] = [table["teacher"], {**table["teacher"], "classes": ["0", "1"]}]
+    assert errors(schema, table, schema) == []
+    table["teacher"][1]["clases"] = []
+    assert errors(schema, table, schema) != []
 
 
 @pytest.mark.parametrize(
@@ -297,5 +310,7 @@ def test_the_schema_is_whole_and_printed(schema: dict[str, Any], edgekd: Call) -
 
     assert {r.removeprefix("#/$defs/") for r in references(schema)} <= set(schema["$defs"])
     *stages, bare = schema["properties"]["stage"]["items"]["anyOf"]
-    assert [s["properties"]["use"]["const"] for s in stages] == ["distill", "export", "prune", "quantize"]
-    assert bare == {"enum": ["distill", "export", "quantize"]}  # prune needs its target
+    assert [s["properties"]["use"]["const"] for s in stages] == [
+        *("average", "distill", "export", "fuse", "prune", "quantize")
+    ]
+    assert bare == {"enum": ["average", "distill", "export", "fuse", "quantize"]}  # prune needs its target
