@@ -2,12 +2,14 @@
 
     python benchmarks/distillation_table.py screen --out benchmarks/results/distillation_screen.json
     python benchmarks/distillation_table.py final --methods dist dkd --out benchmarks/results/distillation_table.json
+    python benchmarks/distillation_table.py tables --into docs/distillation.md
 
 `screen`: a ResNet-8 learns from a ResNet-56 for 6 epochs, one seed. `final`: a ResNet-20, 4 epochs, seeds 0, 1 and 2,
 the label-only student, `kl` and the methods named. All 50,000 images train, the last epoch counts, and accuracy is
 that on the 10,000 test images. Weights are those of the papers or their code; what is taught by logits alone replays
 the teacher from a cache with as many views as epochs, which gives what the live teacher would. The figures of one
-seed share initial weights, order and crops, so differences are paired.
+seed share initial weights, order and crops, so differences are paired. `tables` prints both results as Markdown and fills
+them into a page, between <!-- table:screen --> and <!-- /table:screen -->, and likewise for `final`.
 
 TEACHERS holds resnet56.th and resnet20.th.
 """
@@ -39,6 +41,10 @@ CE = {"use": "ce", "weight": 0.1}
 KL = {"use": "kl", "weight": 0.9, "tau": 4.0}
 BOTH = {"student": LAYERS, "teacher": LAYERS}
 LAST = {"student": "layer3", "teacher": "layer3"}
+
+
+#: What others are compared with.
+VERSUS = ("labels", "kl")
 
 
 def logits(*objectives: Any, **more: Any) -> dict[str, Any]:
@@ -166,16 +172,81 @@ def paired(rows: list[dict[str, Any]], method: str, base: str) -> dict[str, Any]
     return {"mean": mean, "low": mean - half, "high": mean + half, "seeds": len(gaps)}
 
 
+def screen_table(rows: list[dict[str, Any]]) -> str:
+    """One seed of every method as Markdown, best first; times are those on the machine of `labels`."""
+    if not rows:
+        return "Not measured yet."
+    own = {r["method"]: r for r in rows if r["seed"] == 0}
+    base = own.get("labels")
+    lines = ["| method | accuracy | against labels | against `kl` | MACs | time |", "|---|---:|---:|---:|---:|---:|"]
+    for method, row in sorted(own.items(), key=lambda item: -item[1]["accuracy"]):
+        gaps = [_points(row["accuracy"] - own[m]["accuracy"]) if m in own and m != method else "–" for m in VERSUS]
+        alike = base is not None and (row["cpu"], row["threads"]) == (base["cpu"], base["threads"])
+        time_ = f"{row['seconds'] / base['seconds']:.2f}×" if base is not None and alike else "–"
+        cells = [method, f"{100 * row['accuracy']:.2f} %", *gaps, f"{row['macs'] / 1e6:.1f} M", time_]
+        lines.append(f"| {' | '.join(cells)} |")
+    missing = [f"`{m}`" for m in METHODS if m not in own]
+    return "\n".join(lines) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
+
+
+def final_table(rows: list[dict[str, Any]]) -> str:
+    """Means over seeds as Markdown, best first, with paired differences and their 95 % intervals."""
+    if not rows:
+        return "Not measured yet."
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    found = {m: [r["accuracy"] for r in rows if r["method"] == m] for m in methods}
+    lines = ["| method | seeds | accuracy | against labels | against `kl` |", "|---|---:|---:|---:|---:|"]
+    for method in sorted(methods, key=lambda m: -statistics.fmean(found[m])):
+        gaps = [paired(rows, method, base) if base != method else None for base in VERSUS]
+        own = found[method]
+        spread = f" ± {100 * statistics.stdev(own):.2f}" if len(own) > 1 else ""
+        shown = " | ".join(
+            "–" if g is None else f"{_points(g['mean'])} \\[{_points(g['low'])}, {_points(g['high'])}\\]" for g in gaps
+        )
+        lines.append(f"| {method} | {len(own)} | {100 * statistics.fmean(own):.2f}{spread} % | {shown} |")
+    return "\n".join(lines)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.2f}".replace("-", "−")
+
+
+def show_tables(into: Path | None, results: Path) -> None:
+    """Print the tables; fill them into a page between its markers. Exits where a marker is missing."""
+    tables = {
+        "screen": screen_table(known(results / "distillation_screen.json")),
+        "final": final_table(known(results / "distillation_table.json")),
+    }
+    text = into.read_text(encoding="utf-8") if into is not None else ""
+    for name, table in tables.items():
+        print(f"{name}\n\n{table}\n")
+        first, last = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+        if into is not None:
+            before, found, rest = text.partition(first)
+            _, found_end, after = rest.partition(last)
+            if not (found and found_end):
+                raise SystemExit(f"{into} has no markers {first} and {last}")
+            text = f"{before}{first}\n\n{table}\n\n{last}{after}"
+    if into is not None:
+        write_atomically(into, text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=["screen", "final"])
+    parser.add_argument("phase", choices=["screen", "final", "tables"])
     parser.add_argument("--methods", nargs="*", help="default: all in screen; labels and kl are always in final")
     parser.add_argument("--seeds", type=int, nargs="*", default=None)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--teachers", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation-table"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="of screen and final: the results")
+    parser.add_argument("--into", type=Path, help="of tables: a page with markers")
     options = parser.parse_args()
+    if options.phase == "tables":
+        show_tables(options.into, Path(__file__).parent / "results")
+        return
+    if options.out is None:
+        parser.error("--out is needed")
     depth, epochs, seeds = (8, 6, [0]) if options.phase == "screen" else (20, 4, [0, 1, 2])
     seeds = options.seeds or seeds
     methods = options.methods or list(METHODS)
