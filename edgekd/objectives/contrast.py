@@ -112,7 +112,7 @@ class Contrast(nn.Module):
             # The paper's normalising constant: estimated from the first batch, then kept.
             scores = torch.cat([positive.detach()[:, None], negative.detach()], dim=1)
             self.constants[which] = scores.mean() * self.images
-        constant = self.constants[which].to(x.dtype)
+        constant = self.constants[which].clone().to(x.dtype)  # a copy: the other side may set its own before backward
         return contrast(positive / constant, negative / constant, weights, self.images)
 
 
