@@ -18,9 +18,10 @@ from .source import Dataset, Source, Split, stratified
 __all__ = ["load"]
 
 
-def load(spec: DataSpec, seed: int) -> Dataset:
+def load(spec: DataSpec, seed: int, labelled: bool = True) -> Dataset:
     """The data set of a recipe; `seed` decides which training images become validation images.
 
+    Of a pool that need not be `labelled`, labels may be -1 throughout.
     Where the source brings no validation split, the share `spec.validation` of the training images is held out,
     stratified by class. Raises RecipeError (arguments, places such as `data.root`) and UsageError (the data itself).
     """
@@ -40,20 +41,22 @@ def load(spec: DataSpec, seed: int) -> Dataset:
         raise UsageError(what, where="data", hint="call the function by itself to see where") from error
     source = materialise(spec.use, result)
     where = f"data ({spec.use})"
-    _check(source, where)
+    _check(source, where, labelled)
     train, validation = _with_validation(source, spec.validation, seed, where)
     mean, std = _normalization(spec, source, train, where)
     splits = {"train": train, "validation": validation, "test": source.test}
     return Dataset(**splits, classes=source.classes, mean=mean, std=std, fingerprint=_digest(splits, source.classes))
 
 
-def _check(source: Source, where: str) -> None:
+def _check(source: Source, where: str, labelled: bool) -> None:
     if not source.classes or len(set(source.classes)) != len(source.classes):
         raise UsageError(f"class names must be given and differ, got {source.classes}", where=where)
-    _check_split("train", source.train, source, where)
-    _check_split("test", source.test, source, where)
+    _check_split("train", source.train, source, where, labelled)
+    _check_split("test", source.test, source, where, labelled)
     if source.validation is not None:
-        _check_split("validation", source.validation, source, where)
+        _check_split("validation", source.validation, source, where, labelled)
+    if not labelled:
+        return
     trained = set(source.train.labels.unique().tolist())
     for name, split in (("test", source.test), ("validation", source.validation)):
         unseen = [] if split is None else sorted(set(split.labels.unique().tolist()) - trained)
@@ -65,7 +68,7 @@ def _check(source: Source, where: str) -> None:
             )
 
 
-def _check_split(name: str, split: Split, source: Source, where: str) -> None:
+def _check_split(name: str, split: Split, source: Source, where: str, labelled: bool) -> None:
     images, labels = getattr(split, "images", None), getattr(split, "labels", None)
     if (
         not (isinstance(images, Tensor) and isinstance(labels, Tensor))
@@ -95,7 +98,7 @@ def _check_split(name: str, split: Split, source: Source, where: str) -> None:
             hint="all splits need the same size, channels and type",
         )
     check_range(images, f"{where}, {name}")
-    lowest = -1 if name == "train" else 0  # unlabelled images can be learnt from, not measured on
+    lowest = -1 if name == "train" or not labelled else 0  # unlabelled images can be learnt from, not measured on
     wrong = ((labels < lowest) | (labels >= len(source.classes))).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
@@ -104,7 +107,7 @@ def _check_split(name: str, split: Split, source: Source, where: str) -> None:
             where=where,
             hint=f"labels number the {len(source.classes)} classes from 0; {len(wrong)} of {len(split)} are outside",
         )
-    if name == "train" and bool((labels < 0).all()):
+    if labelled and name == "train" and bool((labels < 0).all()):
         raise UsageError("no training image has a label", where=where, hint="unlabelled rows (-1) need labelled ones")
 
 

@@ -53,12 +53,13 @@ class Stream:
 
 def loaded(spec: Unlabelled | Mixed) -> Dataset:
     """A stream's data set, read once per process. Raises UsageError or RecipeError."""
-    return _loaded(DataSpec.model_validate({"use": spec.use, "validation": 0, **spec.args}).model_dump_json())
+    table = {"use": spec.use, "validation": 0, **spec.args}
+    return _loaded(DataSpec.model_validate(table).model_dump_json(), isinstance(spec, Mixed))
 
 
 @cache
-def _loaded(text: str) -> Dataset:
-    return load(DataSpec.model_validate_json(text), 0)
+def _loaded(text: str, labelled: bool) -> Dataset:
+    return load(DataSpec.model_validate_json(text), 0, labelled)
 
 
 def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: int, where: str) -> Stream:
