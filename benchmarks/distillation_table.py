@@ -8,8 +8,8 @@
 the label-only student, `kl` and the methods named. All 50,000 images train, the last epoch counts, and accuracy is
 that on the 10,000 test images. Weights are those of the papers or their code; what is taught by logits alone replays
 the teacher from a cache with as many views as epochs, which gives what the live teacher would. The figures of one
-seed share initial weights, order and crops, so differences are paired. `tables` prints both results as Markdown and fills
-them into a page, between <!-- table:screen --> and <!-- /table:screen -->, and likewise for `final`.
+seed share initial weights, order and crops, so differences are paired. `tables` prints both as Markdown, and fills
+them into a page between <!-- table:screen --> and <!-- /table:screen -->, and likewise for `final`.
 
 TEACHERS holds resnet56.th and resnet20.th.
 """
