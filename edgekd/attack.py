@@ -26,8 +26,9 @@ class Attack:
     """`attack(student, images, teacher_logits, labels) -> images`, normalised by `mean` and `std` as the input is.
 
     `fgsm` is one step of size eps (Goodfellow et al. 2015, arXiv:1412.6572), `pgd` several from a random start within
-    eps (Madry et al. 2018, arXiv:1706.06083). The change raises the KL divergence from the teacher, or where there is
-    none, the cross-entropy with the label, as in ARD (Goldblum et al. 2020, arXiv:1905.09747).
+    eps (Madry et al. 2018, arXiv:1706.06083). The change raises the KL divergence from the teacher, as in RSLAD (Zi et
+    al. 2021, arXiv:2108.07969), which needs no labels; where there is no teacher, the cross-entropy with the label, as
+    in ARD (Goldblum et al. 2020, arXiv:1905.09747).
     """
 
     def __init__(self, spec: AttackSpec, mean: list[float], std: list[float]) -> None:

@@ -13,7 +13,7 @@ from ..registry import register
 from .rules import Tau, rule
 
 __all__ = ["CrossEntropy", "Decoupled", "LabelSmoothing", "LogitSquares", "ProbabilitySquares", "SoftTargets"]
-__all__ += ["Correlations", "standardized"]
+__all__ += ["Correlations", "label_cross_entropy", "standardized"]
 
 Outputs = dict[str, Tensor]
 
@@ -30,7 +30,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """logits [N, K], and labels [N] or (after mixup or cutmix) soft targets [N, K] -> [N], mean over labelled."""
-        return _cross_entropy(student["logits"], batch, 0.0)
+        return label_cross_entropy(student["logits"], batch)
 
 
 @register("objectives", "label-smoothing")
@@ -51,22 +51,32 @@ class LabelSmoothing(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """logits [N, K], and labels [N] or soft targets [N, K] -> [N], mean over labelled rows."""
-        return _cross_entropy(student["logits"], batch, self.amount)
+        return label_cross_entropy(student["logits"], batch, self.amount)
 
 
-def _cross_entropy(logits: Tensor, batch: dict[str, Any], smoothing: float) -> Tensor:
+def label_cross_entropy(logits: Tensor, batch: dict[str, Any], smoothing: float = 0.0) -> Tensor:
+    """logits [N, K], and labels [N] or soft targets [N, K] of the batch -> [N] in nats; their mean is that over the
+    labelled rows."""
     labels = batch["label"]
     labelled = labels >= 0
     if bool(labelled.all()):
         return F.cross_entropy(logits, batch.get("target", labels), label_smoothing=smoothing, reduction="none")
     target = batch.get("target", labels.clamp(min=0))
     rows = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
-    # Scaled so that the mean over all rows is the mean over the labelled ones.
-    return torch.where(labelled, rows, 0.0) * (len(labels) / labelled.sum().clamp(min=1))
+    return _of_labelled(rows, labels)
+
+
+def _of_labelled(rows: Tensor, label: Tensor) -> Tensor:
+    """Values [N] scaled so that the mean over all rows is the mean over the labelled ones."""
+    labelled = label >= 0
+    return torch.where(labelled, rows, 0.0) * (len(label) / labelled.sum().clamp(min=1))
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """Each row [N, K] with mean 0 and (population) standard deviation 1 (Sun et al. 2024, arXiv:2403.01427, eq. 5)."""
+    """Each row [N, K] with mean 0 and standard deviation 1 (Sun et al. 2024, arXiv:2403.01427), a constant row zeros.
+
+    The deviation is the paper's, over K; its code divides by K - 1.
+    """
     deviation = logits.std(dim=1, correction=0, keepdim=True)
     return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + 1e-7)
 
@@ -176,7 +186,7 @@ class Decoupled(nn.Module):
         label = batch["label"].clamp(min=0)
         (log_q, rest_q), (log_p, rest_p) = _decoupled(s, label), _decoupled(t, label)
         rows = (self.alpha * _divergence(log_p, log_q) + self.beta * _divergence(rest_p, rest_q)) * tau**2
-        return torch.where(batch["label"] >= 0, rows, 0.0)
+        return _of_labelled(rows, batch["label"])
 
 
 def _decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,6 +228,9 @@ class Correlations(nn.Module):
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation of the rows of two [N, M] -> [N]; 0 where a row is constant."""
+    """Pearson correlation of the rows of two [N, M] -> [N]; 0 where a row is constant.
+
+    The 1e-8 is that of the paper's code: a class that no image of the batch comes near to counts for little.
+    """
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
     return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-8)

@@ -21,6 +21,7 @@ from ..registry import register
 from .feature import Tap, Taps, check_maps, check_pairs, same_size
 
 __all__ = ["Probabilistic", "Relational", "Similarity", "SolutionFlow", "embedding", "full_precision"]
+__all__ += ["unit"]
 
 Outputs = dict[str, Tensor]
 Level = Annotated[float, Field(ge=0)]
@@ -42,13 +43,22 @@ def embedding(features: Tensor) -> Tensor:
     return features if features.ndim == 2 else features.mean(dim=1) if features.ndim == 3 else features.mean(dim=(2, 3))
 
 
+def unit(x: Tensor, least: float = 1e-12) -> Tensor:
+    """x / |x| along the last axis; zeros, without gradient, where |x| is below `least`: there is no direction there,
+    and its gradient would be infinite."""
+    squares = x.square().sum(dim=-1, keepdim=True)
+    long = squares > least**2
+    return torch.where(long, x, 0.0) / torch.where(long, squares, 1.0).sqrt()
+
+
 @register("objectives", "fsp")
 class SolutionFlow(nn.Module):
     """The flow between two layers: squared distance of their channels' inner products (FSP 2017).
 
     Source: Yim et al. 2017, A Gift from Knowledge Distillation, CVPR.
 
-    Taps are the layers in order; each two neighbours make one matrix. Gives one value per row.
+    Taps are the layers in order; each two neighbours make one matrix. Gives one value per row. Means over the matrix
+    where the paper sums, so that widths do not change the weight, and sizes are brought together by average pooling.
     """
 
     snippet = (
@@ -143,7 +153,7 @@ def _distances(x: Tensor) -> Tensor:
 
 def _angles(x: Tensor) -> Tensor:
     """[N, N, N]: cosine of the angle at image j between the directions to i and to k."""
-    directions = F.normalize(x[None] - x[:, None], dim=2)
+    directions = unit(x[None] - x[:, None], 1e-6)  # as for distances, equal images are left out
     return directions @ directions.transpose(1, 2)
 
 
@@ -166,8 +176,7 @@ class Similarity(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Features [N, ...] of any shapes -> scalar, the mean over N x N."""
         s, t = (
-            F.normalize(x @ x.T, dim=1)
-            for x in (student[self.student_taps[0]].flatten(1), teacher[self.teacher_taps[0]].flatten(1))
+            unit(x @ x.T) for x in (student[self.student_taps[0]].flatten(1), teacher[self.teacher_taps[0]].flatten(1))
         )
         return F.mse_loss(s, t)
 
@@ -178,7 +187,8 @@ class Probabilistic(nn.Module):
 
     Source: Passalis and Tefas 2018, arXiv:1803.10837.
 
-    Without taps, of logits.
+    Without taps, of logits. As in the paper and unlike in its code, an image does not pick itself; the mean over images
+    is taken where the paper sums.
     """
 
     snippet = 'objectives = ["ce", { use = "kl", weight = 0.9, tau = 4.0 }, "pkt"]'
@@ -191,12 +201,12 @@ class Probabilistic(nn.Module):
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Features of N images -> scalar in nats, the mean over images."""
-        s, t = (_neighbours(x) for x in self.embedded(student, teacher))
-        return (t * ((t + 1e-7) / (s + 1e-7)).log()).sum(dim=1).mean()
+        s, t = (_neighbours(x).clamp(min=1e-12) for x in self.embedded(student, teacher))
+        return (t * (t / s).log()).sum(dim=1).mean()
 
 
 def _neighbours(x: Tensor) -> Tensor:
     """[N, N]: each row's probabilities of the other images, by (cosine + 1) / 2; 0 for itself."""
-    unit = F.normalize(x, dim=1)
-    similar = (unit @ unit.T + 1) / 2 * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
+    directions = unit(x)
+    similar = (directions @ directions.T + 1) / 2 * (1 - torch.eye(len(x), dtype=x.dtype, device=x.device))
     return similar / similar.sum(dim=1, keepdim=True).clamp(min=1e-7)

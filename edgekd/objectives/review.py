@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,17 +43,17 @@ class Review(nn.Module):
         check_maps(teacher, self.teacher_taps, "review.teacher")
         middle = min(512, student[self.student_taps[-1]].shape[1])
         self.fusions = nn.ModuleList()
-        for a, b in zip(self.student_taps, self.teacher_taps, strict=True):
-            deepest = a == self.student_taps[-1]
+        for i, (a, b) in enumerate(zip(self.student_taps, self.teacher_taps, strict=True)):
+            deepest = i == len(self.student_taps) - 1
             fusion = Fusion(student[a].shape[1], middle, teacher[b].shape[1], residual=not deepest)
             self.fusions.append(fusion.to(student[a].device))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
-        """Maps [N, C, H, W] -> [N], summed over pairs."""
+        """Maps [N, C, H, W] -> [N], summed over pairs; the student's take the teacher's size."""
         total = student["logits"].new_zeros(())
         residual = None
         for fusion, a, b in reversed(list(zip(self.fusions, self.student_taps, self.teacher_taps, strict=True))):
-            made, residual = fusion(student[a], residual)
+            made, residual = fusion(student[a], residual, teacher[b].shape[2:])
             total = total + pyramid_distance(made.to(teacher[b].dtype), teacher[b])
         return total
 
@@ -66,23 +67,23 @@ class Fusion(nn.Module):
         self.produce = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
         self.mix = nn.Conv2d(2 * middle, 2, 1) if residual else None
 
-    def forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        """[N, inputs, H, W] and the deeper residual -> what is compared [N, outputs, H, W], and the new residual."""
+    def forward(self, x: Tensor, residual: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[N, inputs, H, W] and the deeper residual -> what is compared [N, outputs, *size], and the new residual."""
         x = self.reduce(x)
         if self.mix is not None and residual is not None:
             residual = F.interpolate(residual, size=x.shape[2:], mode="nearest")
             shares = torch.sigmoid(self.mix(torch.cat([x, residual], dim=1)))
             x = x * shares[:, :1] + residual * shares[:, 1:]
+        if x.shape[2:] != size:
+            x = F.interpolate(x, size=size, mode="nearest")
         return self.produce(x), x
 
 
 def pyramid_distance(a: Tensor, b: Tensor) -> Tensor:
     """The paper's hierarchical context loss per row: squared distances whole and pooled to 4, 2, 1 pixels a side.
 
-    Maps [N, C, H, W]; the student's take the teacher's size. Weights are halved from level to level.
+    Maps [N, C, H, W] of one size. Weights are halved from level to level and divided by their sum.
     """
-    if a.shape[2:] != b.shape[2:]:
-        a = F.interpolate(a, size=b.shape[2:], mode="nearest")
     total, weight, weights = (a - b).square().flatten(1).mean(dim=1), 1.0, 1.0
     for side in (4, 2, 1):
         if side < a.shape[2]:
