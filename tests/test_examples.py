@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -14,11 +15,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 
 import edgekd
 from edgekd.artifact import Artifact
 from edgekd.errors import UsageError
-from edgekd.inspect import describe
+from edgekd.inspect import describe, listing
 from edgekd.registry import bind, load_plugin, unregister
 from edgekd.runs import RunResult
 from edgekd.single import run_single
@@ -137,7 +139,7 @@ def plugin(tmp_path: Path):
     file = tmp_path / "my_losses.py"
     file.write_text(source)
     yield file
-    unregister("objectives", "mse-probs")
+    unregister("objectives", "js")
 
 
 def test_the_objective_in_contributing_works(plugin: Path) -> None:
@@ -145,19 +147,43 @@ def test_the_objective_in_contributing_works(plugin: Path) -> None:
     load_plugin(plugin)
     torch.manual_seed(0)
     student, teacher, images = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4), torch.randn(5, 3)
-    objectives = ["ce", {"use": "mse-probs", "tau": 2.0, "weight": 3.0}]
+    objectives = ["ce", {"use": "js", "tau": 2.0, "weight": 3.0}]
     learner = edgekd.Learner.of(student, objectives=objectives, teacher=teacher, example=images)
     found = learner({"image": images, "label": torch.zeros(5, dtype=torch.int64)})
-    rows = [(np.exp(net(images).detach().numpy() / 2)) for net in (student, teacher)]
-    p, q = (row / row.sum(1, keepdims=True) for row in rows)
-    assert found["mse-probs"].item() == pytest.approx(float(((p - q) ** 2).sum(1).mean()), rel=1e-5)
-    assert found["loss"].item() == pytest.approx(found["ce"].item() + 3 * found["mse-probs"].item(), rel=1e-6)
+    p, q = (np.exp(net(images).detach().numpy() / 2) for net in (student, teacher))
+    expected = (jensenshannon(p, q, axis=1) ** 2).mean()  # it normalises rows, and gives the root
+    assert found["js"].item() == pytest.approx(expected, rel=1e-5)
+    assert found["loss"].item() == pytest.approx(found["ce"].item() + 3 * found["js"].item(), rel=1e-6)
 
 
 def test_the_objective_in_contributing_is_checked_and_described(plugin: Path) -> None:
     load_plugin(plugin)
-    _, _, [problem] = bind("objectives", "mse-probs", {"tau": -1}, "stage[0].objectives[1]")
+    _, _, [problem] = bind("objectives", "js", {"tau": -1}, "stage[0].objectives[1]")
     assert str(problem) == "stage[0].objectives[1].tau: input should be greater than 0, got -1"
-    with pytest.raises(UsageError, match="did you mean 'mse-probs'"):
-        bind("objectives", "mse-prob", {}, "objectives[0]")
-    assert "Mean squared distance of tempered" in describe("mse-probs")["text"]
+    with pytest.raises(UsageError, match="did you mean 'js'"):
+        bind("objectives", "jss", {}, "objectives[0]")
+    shown = describe("js")
+    assert shown["parameters"] == ["tau (float > 0, default 1.0)"]
+    assert shown["source"].startswith("Lin 1991")
+    assert shown["snippet"] == 'objectives = ["ce", { use = "js" }]'
+    assert (
+        "js",
+        "Jensen-Shannon divergence of tempered class probabilities: symmetric, and at most log 2.",
+    ) in listing("objectives")
+
+
+def test_the_objective_in_contributing_trains_from_a_recipe(plugin: Path, tmp_path: Path) -> None:
+    network = {"use": "cifar-resnet", "depth": 8, "width": 4}
+    objectives = ["ce", {"use": "js", "tau": 2.0, "weight": {"use": "linear", "start": 1.0, "end": 0.5}}]
+    recipe = {
+        "version": 1,
+        "name": "js",
+        "plugins": [str(plugin)],
+        "data": {"use": "digits", "size": 8},
+        "teacher": {"model": network, "epochs": 2},
+        "stage": [{"use": "distill", "model": network, "epochs": 2, "objectives": objectives}],
+    }
+    edgekd.run(recipe, directory=tmp_path / "run", until="distill")
+    [file] = (tmp_path / "run").glob("01-distill-*/metrics.jsonl")
+    first, last = (json.loads(line)["loss.js"] for line in file.read_text().splitlines())
+    assert 0 < last < first < math.log(2)
