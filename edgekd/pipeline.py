@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from . import ranks
 from .artifact import Artifact, locked, write_atomically
 from .data import Dataset, augmentations, load
-from .errors import Problem, RecipeError, UsageError, nearest
+from .errors import Problem, RecipeError, StageError, UsageError, nearest
 from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
 from .recipe import Recipe, to_toml
@@ -24,7 +27,7 @@ from .steps import Step, collect, drafts, steps
 from .tasks import Task, make_task
 from .tracking import missing_trackers
 
-__all__ = ["Plan", "Step", "plan", "run_steps"]
+__all__ = ["Plan", "Step", "plan", "run_steps", "summarise", "teacher_caches"]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -58,10 +61,12 @@ def plan(
     *,
     source: Artifact | None = None,
     teacher: Artifact | None = None,
+    data: Dataset | None = None,
 ) -> Plan:
     """Resolve and check everything, and key every stage. Raises RecipeError with all problems at once.
 
-    With `source` the recipe's stages continue from that artifact, healed by the `teacher` artifact.
+    With `source` the recipe's stages continue from that artifact, healed by the `teacher` artifact. `data` is what
+    the recipe names, where it is loaded already.
     """
     problems: list[Problem] = []
     for plugin in recipe.plugins:
@@ -74,7 +79,7 @@ def plan(
     ]
     task = collect(problems, "task", lambda: make_task(recipe.task))
     collect(problems, "data", lambda: augmentations(recipe.data))
-    data = collect(problems, "data", lambda: load(recipe.data, recipe.seed))
+    data = data or collect(problems, "data", lambda: load(recipe.data, recipe.seed))
     drafted = list(drafts(recipe, source, problems))
     if len(profiles) == len(recipe.profiles):
         problems += [*_profile_problems(profiles), *_rule_problems(recipe, profiles, data, task)]
@@ -134,6 +139,7 @@ def run_steps(
     """Run the steps that are not complete, one after the other; the run directory is locked meanwhile.
 
     `start` and `force` do steps again that are complete. Raises StageError when another run holds the directory.
+    With several processes (`edgekd.ranks`) all of them train; the first one holds the directory and writes.
     """
     names = [step.name for step in plan.steps]
     again = set(names[names.index(plan.step(start).name) :]) if start else set(names) if force else set()
@@ -141,25 +147,64 @@ def run_steps(
     if start and names.index(start) > last:
         raise UsageError(f"--from {start} comes after --until {until}", hint=f"the order is: {', '.join(names)}")
     made: dict[str, Artifact] = {}
-    with locked(plan.directory):
-        if not (plan.alone and (plan.directory / "recipe.toml").exists()):
+    if not ranks.first():
+        emit = _quiet
+    with locked(plan.directory) if ranks.first() else contextlib.nullcontext():
+        _same_plan(plan)
+        if ranks.first() and not (plan.alone and (plan.directory / "recipe.toml").exists()):
             write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
         for index, step in enumerate(plan.steps[: last + 1]):
             place = {"index": index, "stages": last + 1, "path": str(step.directory)}
-            emit({"event": "stage", "stage": step.name, **place, "done": step.done})
-            if step.done and step.name not in again:
-                made[step.name] = Artifact.open(step.directory)
+            done = ranks.from_first(partial(getattr, step, "done"))
+            emit({"event": "stage", "stage": step.name, **place, "done": done})
+            if done and step.name not in again:
+                made[step.name] = _opened(step)
                 continue
             parents = {r: made[p] if isinstance(p, str) else p for r, p in step.parents.items()}
             group = [s for s in plan.steps if s.group == step.group]
             first, *others = [_workspace(plan, s, parents, emit) for s in group]
-            if step.name in again:
+            if step.name in again and ranks.first():
                 shutil.rmtree(first.partial, ignore_errors=True)
-            step.stage.run(replace(first, siblings=others))
+            run = partial(step.stage.run, replace(first, siblings=others))
+            if _trains(step):
+                run()
+            else:
+                ranks.from_first(run)
             again -= {s.name for s in group}
-            made[step.name] = Artifact.open(step.directory)
+            made[step.name] = _opened(step)
             emit({"event": "made", "stage": step.name, "path": str(step.directory)})
     return list(made.values())
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    """The first process tells what happens."""
+
+
+def _same_plan(plan: Plan) -> None:
+    keys = [step.key for step in plan.steps]
+    if ranks.from_first(lambda: keys) != keys:
+        what = f"process {ranks.rank()} has planned other stages than the first one"
+        raise UsageError(what, hint="every machine needs the same recipe, data, plugins and version of edgekd")
+
+
+def _trains(step: Step) -> bool:
+    """Whether a stage takes all processes; what edgekd does not know may train."""
+    stage: Any = step.stage
+    if stage.kind in ("export", "average"):
+        return False
+    return bool(getattr(getattr(stage, "heal", stage), "epochs", 1))
+
+
+def _opened(step: Step) -> Artifact:
+    """What the first process has written; a network file system may show it to others with delay."""
+    until = time.monotonic() + (0 if ranks.first() else 60)
+    while not step.done and time.monotonic() < until:
+        time.sleep(0.5)
+    if not step.done and not ranks.first():
+        what = f"process {ranks.rank()} does not see what the first one wrote"
+        hint = "-o DIR on a file system that all machines share"
+        raise StageError(what, where=str(step.directory), hint=hint)
+    return Artifact.open(step.directory)
 
 
 def _workspace(plan: Plan, step: Step, parents: dict[str, Artifact], emit: Emit) -> Workspace:
@@ -189,3 +234,17 @@ def summarise(plan: Plan) -> list[dict[str, Any]]:
         }
         for s in plan.steps
     ]
+
+
+def teacher_caches(plan: Plan) -> list[dict[str, Any]]:
+    """What stages still to do want of teachers' answers on disk, each cache once, with its size in bytes."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in plan.steps:
+        cache = step.cache
+        if cache is None or step.done:
+            continue
+        row = found.setdefault(str(cache.directory), {"directory": str(cache.directory), "bytes": 0})
+        if cache.bytes >= row["bytes"]:  # stages that share one may want more of it
+            row |= {"bytes": cache.bytes, "missing_bytes": cache.missing}
+        row.setdefault("stages", []).append(step.name)
+    return list(found.values())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import ranks
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
 from .errors import EdgekdError, UsageError, nearest
@@ -67,23 +68,43 @@ def run(
 ) -> RunResult | None:
     """The whole line: stages, measurement, gate, report. None when `until` stops before the last stage.
 
-    What is complete is not done again. Raises RecipeError (everything that is wrong with the recipe), UsageError or
-    StageError.
+    What is complete is not done again. Started by `torchrun` or `accelerate launch`, all processes train, and all get
+    the result. Raises RecipeError (everything that is wrong with the recipe), UsageError or StageError.
     """
+    with ranks.together():
+        return _run(recipe, overrides, directory, emit, start, until, force, command)
+
+
+def _run(
+    recipe: Recipe | dict[str, Any] | str | Path,
+    overrides: Sequence[str],
+    directory: str | Path | None,
+    emit: Emit,
+    start: str | None,
+    until: str | None,
+    force: bool,
+    command: str | None,
+) -> RunResult | None:
     if isinstance(recipe, dict):
         recipe = parse_recipe(recipe, overrides)
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     planned = plan(recipe, Path(directory) if directory else None)
-    with recording(planned.directory, command or "edgekd.run", emit) as record:
+    # Processes beside the first tell nothing, so they record nothing.
+    with recording(planned.directory, command or "edgekd.run", emit) as record, ranks.together():
         run_steps(planned, record, start=start, until=until, force=force)
         done = None
         if until is None or planned.steps[-1].name == until:
-            with locked(planned.directory):
-                results = measure_run(planned, record, command=command, again=force or start is not None)
-                done = _conclude(planned, results, record)
+            again = force or start is not None
+            done = ranks.from_first(lambda: _measured(planned, record, command, again))
         record.write({"event": "end", "exit_code": done.exit_code if done is not None else 0, "error": None})
     return done
+
+
+def _measured(planned: Plan, emit: Emit, command: str | None, again: bool) -> RunResult:
+    with locked(planned.directory):
+        results = measure_run(planned, emit, command=command, again=again)
+        return _conclude(planned, results, emit)
 
 
 def _conclude(planned: Plan, results: Results, emit: Emit) -> RunResult:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from . import ranks
 from .errors import EdgekdError
 
 __all__ = ["note", "show_error", "watching"]
@@ -40,7 +41,9 @@ def show_error(error: EdgekdError) -> None:
 @contextmanager
 def watching(as_json: bool) -> Iterator[Callable[[Event], None]]:
     """A callable that shows events in the way that fits where the output goes."""
-    if as_json:
+    if not ranks.first():
+        yield lambda event: None
+    elif as_json:
         yield lambda event: print(json.dumps({"version": 1, **event}), flush=True)  # noqa: T201
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
         with _bars() as show:
@@ -68,11 +71,32 @@ def line(event: Event) -> str | None:
         )
     if kind == "accuracy":
         return f"  accuracy of {event['variant']} on {event['images']:,} test images"
+    if kind in ("trial", "tried", "waiting"):
+        return _trial_line(event)
     if kind == "unjudged":
         return f"not judged: {', '.join(event['rules'])} (edgekd gate {event['path']} --baseline PATH)"
     if kind == "measured":
         return f"measurements: {event['path']}" + (" (nothing changed, not measured again)" if event["done"] else "")
     return None
+
+
+def _trial_line(event: Event) -> str:
+    if event["event"] == "waiting":
+        return f"waiting for {event['for']}"
+    if event["event"] == "trial":
+        values = ", ".join(f"{name} = {_short(value)}" for name, value in event["values"].items())
+        return f"trial {event['number']} of {event['trials']}{' goes on' if event['resumed'] else ''}: {values}"
+    metric, best = event["metric"], event["best"]
+    ended = {
+        "complete": f"{metric} {_figure(metric, event['value'] or 0.0)}",
+        "pruned": f"pruned after epoch {event['epochs']}",
+    }.get(event["state"], f"{event['state']}: {event['error']}")
+    known = f"; best {_figure(metric, best['value'])} (trial {best['number']})" if best is not None else ""
+    return f"  {ended}{known}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _figure(name: str, value: float) -> str:

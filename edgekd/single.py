@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import ranks
 from .artifact import MANIFEST, Artifact, writing
 from .errors import UsageError
 from .pipeline import plan, run_steps
@@ -25,6 +26,7 @@ KINDS = {
 }
 
 
+@ranks.together()
 def run_single(
     stage: str,
     source: str | None,
@@ -62,7 +64,7 @@ def run_single(
     single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
     planned = plan(single, directory, source=found.artifact, teacher=teacher)
     if teacher is not None and teacher.path.parent != directory:
-        _bring(teacher, directory)
+        ranks.from_first(lambda: _bring(teacher, directory))
     return run_steps(planned, emit)[-1]
 
 

@@ -2,44 +2,44 @@
 
 Everything random in a step follows from (seed, epoch, step), so a checkpoint needs no random state, and a run that
 was killed and started again ends with the same bits on a CPU as one that was not. With several processes each takes
-its share of every batch; the first one judges and writes.
+its share of every batch; the first one judges and writes, and after every step all hold the same tensors.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import nn
 
-from . import tracking
-from .artifact import write_atomically
+from . import checkpoint, ranks, tracking
+from .checkpoint import CHECKPOINT
 from .data import Dataset, Split, Stream, batches, joined
-from .errors import StageError
+from .errors import Diverged, StageError, UsageError
 from .learner import Learner
 from .member import Member
 from .models import outputs
 from .optim import learning_rate
 from .precision import keep_freed_memory, precision_of
 from .recipe import Training
+from .sharing import Shared
 from .tasks import Task
 
 __all__ = ["Fit", "Job", "fit", "predict"]
 
 Event = dict[str, Any]
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class _State:
 
 
 def _accelerator(job: Job) -> Accelerator:
+    ranks.join()
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate's name for it
     # Accelerate keeps one precision per process; stages of one run may differ.
     AcceleratorState._reset_state(reset_partial_state=False)
     precision = precision_of(job.settings)
@@ -90,7 +92,8 @@ def _accelerator(job: Job) -> Accelerator:
         log_with=list(job.trackers) or None,
         project_dir=job.log_directory / job.name,
         # A student may have parts that its objectives do not reach, such as a classifier it does not use.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        # Buffers are shared after each step: a moving average of the student must not follow one process's.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
     )
 
 
@@ -134,13 +137,20 @@ class _Run:
         self.accelerator = _accelerator(job)
         self.device = self.accelerator.device
         self.learner = learner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        source = self.learner.source
+        followed = source if source is not None and hasattr(source, "follow") else None
+        self.shared = Shared(self.learner)
+        ranks.same([*self.learner.state_dict().values(), *(followed.state_dict().values() if followed else ())])
         triples = zip(learner.names, learner.students, learner.objectives, strict=True)
         self.members = [Member(name, network, objectives, job.settings) for name, network, objectives in triples]
         self.ranks = self.accelerator.num_processes
+        if len(job.data.train) < self.ranks:
+            raise UsageError(f"{len(job.data.train)} training images for {self.ranks} processes", where=job.name)
         self.batch = min(job.batch, len(job.data.train) // self.ranks)
         self.steps = len(job.data.train) // (self.batch * self.ranks)  # a smaller last batch is dropped
-        prepared = self.accelerator.prepare(self.learner, *(m.optimizer for m in self.members))
-        self.forward, self.steppers = prepared[0], prepared[1:]
+        self.forward, *steppers = self.accelerator.prepare(self.learner, *(m.optimizer for m in self.members))
+        # Only scaled gradients need Accelerate's optimizers, which look for packages on disk in every step.
+        self.steppers = steppers if self.accelerator.scaler is not None else [m.optimizer for m in self.members]
         self.saved_at = self.told_at = self.logged_at = time.monotonic()
 
     def ended(self) -> bool:
@@ -195,18 +205,22 @@ class _Run:
         s = self.state
         index = s.epoch * self.steps + s.step
         # Dropout and the like: other numbers on every process.
-        torch.manual_seed((self.job.seed * 1_000_003 + index * self.ranks + self.accelerator.process_index) % 2**63)
+        number = (self.job.seed * 1_000_003 + index * self.ranks + self.accelerator.process_index) % 2**63
+        if self.device.type == "cpu":  # the other way asks every kind of device: half a millisecond
+            torch.default_generator.manual_seed(number)
+        else:
+            torch.manual_seed(number)
         # The middle of the step: a schedule that ends at 0 wastes no step, not even the only one.
         rate = learning_rate(self.settings, (index + 0.5) / (self.settings.epochs * self.steps))
         if self.device.type != "cpu":
             batch = send_to_device(batch, self.device, non_blocking=True)
         losses = self.forward({**batch, "epoch": (index + 0.5) / self.steps, "epochs": self.settings.epochs})
-        value = float(losses["loss"].detach())
-        if not math.isfinite(value):
-            self._diverged(f"the loss became {value} in epoch {s.epoch + 1}, step {s.step + 1}")
         for stepper in self.steppers:
             stepper.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
+        parts = self.shared.losses(losses)
+        if not math.isfinite(parts["loss"]):
+            self._diverged(f"the loss became {parts['loss']} in epoch {s.epoch + 1}, step {s.step + 1}")
         for member, stepper in zip(self.members, self.steppers, strict=True):
             for group in member.optimizer.param_groups:
                 group["lr"] = rate
@@ -215,9 +229,10 @@ class _Run:
             stepper.step()
             if member.average is not None:
                 member.average.update(index)
+        self.shared.buffers()
         self.learner.follow()
-        for name, part in losses.items():
-            s.sums[name] = s.sums.get(name, 0.0) + (value if name == "loss" else float(part))
+        for name, part in parts.items():
+            s.sums[name] = s.sums.get(name, 0.0) + part
 
     def _check_weights(self) -> None:
         # A finite loss can have an infinite gradient: without this, the checkpoint would keep what it did.
@@ -229,7 +244,7 @@ class _Run:
 
     def _diverged(self, what: str) -> NoReturn:
         saved = (self.job.directory / CHECKPOINT).exists()
-        raise StageError(
+        raise Diverged(
             what,
             where=self.job.name,
             hint=f"try a lower lr (now {self.settings.lr:g}), clip_norm = 1.0, or precision = 'fp32'"
@@ -294,12 +309,13 @@ class _Run:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Judged by the first process for all, so that they keep and stop alike."""
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
+
+        def judged() -> dict[str, float]:
             with self.accelerator.autocast():
                 logits = predict(network, self.job.data.validation, self.job.data, 250, self.device)
-            found = [self.job.task.metrics(logits, self.job.data.validation.labels.numpy())]
-        return broadcast_object_list(found)[0] if self.ranks > 1 else found[0]  # type: ignore[no-any-return]
+            return self.job.task.metrics(logits, self.job.data.validation.labels.numpy())
+
+        return ranks.from_first(judged)
 
     def finish(self) -> list[Fit]:
         done = [Fit(member.finish(), member.history) for member in self.members]
@@ -308,39 +324,28 @@ class _Run:
         return done
 
     def save(self) -> None:
+        self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
         source = self.learner.source
         content = {
             "state": self.state.__dict__,
+            "rows": self.batch * self.ranks,
             "learner": self.learner.state_dict(),
             "members": [member.state() for member in self.members],
             "source": source.state_dict() if source is not None and hasattr(source, "follow") else None,
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        try:
-            self.job.directory.mkdir(parents=True, exist_ok=True)
-            # metrics.jsonl first: restoring writes it anew from the checkpoint, so it may only be ahead.
-            for i, member in enumerate(self.members):
-                lines = "".join(json.dumps(record) + "\n" for record in member.history)
-                write_atomically(self.job.directory / metrics_file(i), lines)
-            write_atomically(self.job.directory / CHECKPOINT, buffer.getvalue())
-        except OSError as error:
-            raise StageError(
-                f"cannot save a checkpoint: {error.strerror or error}",
-                where=str(self.job.directory),
-                hint="is the disk full?",
-            ) from error
-        self.saved_at = time.monotonic()
+        checkpoint.write(self.job.directory, content, [member.history for member in self.members])
+        self.saved_at = time.monotonic()  # writing may have taken long
 
     def restore(self) -> None:
-        file = self.job.directory / CHECKPOINT
-        if not file.exists():
+        # The first one may be through and delete the file before the others have looked.
+        stored = ranks.from_first(partial(checkpoint.read, self.job.directory))
+        if stored is None:
             return
         try:
-            content = torch.load(file, map_location=self.device, weights_only=True)
-            self.state = _State(**content["state"])
+            content = torch.load(io.BytesIO(stored), map_location=self.device, weights_only=True)
+            self.state = self._moved(_State(**content["state"]), content["rows"])
             self.learner.load_state_dict(content["learner"])
             for member, state in zip(self.members, content["members"], strict=True):
                 member.load(state)
@@ -349,15 +354,19 @@ class _Run:
         except Exception as error:  # a damaged zip raises many kinds, one of another version of edgekd others
             raise StageError(
                 f"the checkpoint is damaged, or of another version: {type(error).__name__}",
-                where=str(file),
+                where=str(self.job.directory / CHECKPOINT),
                 hint="delete it and run the same command again: this stage starts from its beginning",
             ) from error
         self.job.emit({"event": "resume", "stage": self.job.name, "epoch": self.state.epoch, "step": self.state.step})
 
-
-def metrics_file(member: int) -> str:
-    """Where the history of a student lies in the job's directory."""
-    return METRICS if member == 0 else f"metrics-{member}.jsonl"
+    def _moved(self, state: _State, rows: int) -> _State:
+        """The same place in the epoch, where a step of the process that saved it took other `rows` than here."""
+        mine = self.batch * self.ranks
+        if rows == mine or state.step == 0:
+            return state
+        step = min(state.step * rows // mine, self.steps)
+        sums = {name: total * step / state.step for name, total in state.sums.items()}
+        return _State(state.epoch, step, sums if step else {}, state.seconds)
 
 
 def _own(means: dict[str, float], name: str) -> dict[str, float]:

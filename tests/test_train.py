@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from edgekd import train
+from edgekd import checkpoint, train
 from edgekd.data import Dataset, Split, augmentations, batches
 from edgekd.errors import StageError, UsageError
 from edgekd.learner import Learner
@@ -653,7 +653,7 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path: Path, monk
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(train, "write_atomically", refuse)
+    monkeypatch.setattr(checkpoint, "write_atomically", refuse)
     with pytest.raises(StageError, match="cannot save a checkpoint: No space left on device") as raised:
         fit(learner(), job(tmp_path))
     assert raised.value.problem.hint == "is the disk full?"

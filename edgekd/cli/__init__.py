@@ -10,20 +10,32 @@ from typing import Any
 
 import typer
 
+from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, measure, report, show
+from . import chain, compress, measure, report, search, show
 from .app import app
 
 __all__ = ["app", "main"]
 
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-COMMANDS = (chain, compress, measure, report, show)  # importing them adds their commands to the app, in this order
+COMMANDS = (
+    chain,
+    compress,
+    search,
+    measure,
+    report,
+    show,
+)  # importing them adds their commands to the app, in this order
 
 
 def main() -> None:
     """Run the command line and exit with the code that the outcome has."""
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if not ranks.first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first process of a run speaks for all
+    if ranks.launched() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # advice on speed, once per process
     # Threads that spin at barriers make training ten times slower where another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -35,6 +47,8 @@ def main() -> None:
 
         show_error(error)
         code = error.exit_code
+        if not error.problems:  # another process has said it
+            sys.exit(code)
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):

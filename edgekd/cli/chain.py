@@ -76,7 +76,7 @@ def run_recipe(
     as_json: bool,
 ) -> None:
     """Run a recipe, or a part of it, and show what came out."""
-    from .. import runs
+    from .. import ranks, runs
     from ..gate import lines
     from ..report import render
     from ..screen import note, watching
@@ -101,6 +101,8 @@ def run_recipe(
             force=force,
             command=command,
         )
+        if not ranks.first():
+            raise typer.Exit(done.exit_code if done is not None else 0)
         if done is None:
             if not as_json:
                 print_text(made[-1])
@@ -126,13 +128,27 @@ def check(
 
     Example: edgekd check recipe.toml
     """
-    from ..pipeline import plan, summarise
+    from ..pipeline import plan, summarise, teacher_caches
     from ..recipe import load_recipe
 
-    planned = plan(load_recipe(recipe, overrides), out)
+    loaded = load_recipe(recipe, overrides)
+    planned = plan(loaded, out)
+    space = None
+    if loaded.search is not None:
+        from ..search import prepare
+
+        space = prepare(loaded)
     rows = summarise(planned)
+    caches = teacher_caches(planned)
     if as_json:
-        print_json({"directory": str(planned.directory), "stages": rows})
+        print_json(
+            {
+                "directory": str(planned.directory),
+                "stages": rows,
+                "teacher_caches": caches,
+                "search": space and space.summary(),
+            }
+        )
         return
     size = "x".join(map(str, planned.data.size))
     counts = [len(split) for split in (planned.data.train, planned.data.validation, planned.data.test)]
@@ -140,6 +156,13 @@ def check(
     print_text("images: {:,} training, {:,} validation, {:,} test".format(*counts))
     for row in rows:
         print_text(f"  {row['stage']:<12} {'complete' if row['done'] else 'to do':<9} {row['directory']}")
+    for cache in caches:
+        missing, whole = cache["missing_bytes"] / 1e6, cache["bytes"] / 1e6
+        state = "is there" if not missing else "to build" if missing == whole else f"{missing:.3f} MB of it to build"
+        print_text(f"teacher cache: {whole:.3f} MB on disk, {state}: {cache['directory']}")
+    if space is not None:
+        told = space.summary()
+        print_text(f"search: {told['trials']} trials for {told['metric']} of {told['stage']}: {told['directory']}")
 
 
 @app.command()

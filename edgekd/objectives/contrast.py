@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .. import ranks
 from ..errors import UsageError
 from ..registry import register
 from .feature import Tap
@@ -45,6 +46,8 @@ class Contrast(nn.Module):
     """
 
     snippet = 'objectives = ["ce", "kl", { use = "crd", student = "layer3", teacher = "layer3", weight = 0.8 }]'
+    memory = ("student_memory", "teacher_memory", "labels")
+    fresh: dict[str, Tensor] | None = None
     student_memory: Tensor
     teacher_memory: Tensor
     labels: Tensor
@@ -97,12 +100,16 @@ class Contrast(nn.Module):
         first = self._side(s, self.teacher_memory, 0, index, drawn, weights)
         second = self._side(t, self.student_memory, 1, index, drawn, weights)
         if self.training:
-            with torch.no_grad():
-                self.labels[index] = label
-                for memory, fresh in ((self.student_memory, s), (self.teacher_memory, t)):
-                    mixed = memory[index] * self.momentum + fresh.to(memory.dtype) * (1 - self.momentum)
-                    memory[index] = F.normalize(mixed, dim=1)
+            _keep(self, index=index, label=label, student=s.detach(), teacher=t.detach())
         return first + second
+
+    @torch.no_grad()
+    def memorise(self, index: Tensor, label: Tensor, student: Tensor, teacher: Tensor) -> None:
+        """Move the memory's rows `index` [N] towards embeddings [N, size]."""
+        self.labels[index] = label
+        for memory, fresh in ((self.student_memory, student), (self.teacher_memory, teacher)):
+            mixed = memory[index] * self.momentum + fresh.to(memory.dtype) * (1 - self.momentum)
+            memory[index] = F.normalize(mixed, dim=1)
 
     def _side(self, x: Tensor, memory: Tensor, which: int, index: Tensor, drawn: Tensor, weights: Tensor) -> Tensor:
         # Copies: the memory changes in place before the backward pass.
@@ -126,6 +133,8 @@ class SimilarityDistribution(nn.Module):
     """
 
     snippet = 'objectives = [{ use = "seed", student = "layer3", teacher = "layer3" }]'
+    memory = ("queue", "next")
+    fresh: dict[str, Tensor] | None = None
     queue: Tensor
     next: Tensor
     map: nn.Module
@@ -161,8 +170,21 @@ class SimilarityDistribution(nn.Module):
         p = torch.cat([(t * t).sum(dim=1, keepdim=True), t @ queue.T], dim=1).div(self.tau_teacher).softmax(dim=1)
         log_q = torch.cat([(s * t).sum(dim=1, keepdim=True), s @ queue.T], dim=1).div(self.tau).log_softmax(dim=1)
         if self.training:
-            with torch.no_grad():
-                places = (self.next + torch.arange(len(t), device=t.device)) % self.length
-                self.queue = self.queue.index_copy(0, places[-self.length :], t[-self.length :].to(self.queue.dtype))
-                self.next = (self.next + len(t)) % self.length
+            _keep(self, teacher=t)
         return -(p * log_q).sum(dim=1)
+
+    @torch.no_grad()
+    def memorise(self, teacher: Tensor) -> None:
+        """Put embeddings [N, D] into the queue, in place of the oldest."""
+        t = teacher[-self.length :]
+        places = (self.next + torch.arange(len(teacher) - len(t), len(teacher), device=t.device)) % self.length
+        self.queue = self.queue.index_copy(0, places, t.to(self.queue.dtype))
+        self.next = (self.next + len(teacher)) % self.length
+
+
+def _keep(objective: Contrast | SimilarityDistribution, **rows: Tensor) -> None:
+    """Memorise now, or leave the rows for the loop to share where several processes train together."""
+    if ranks.count() == 1:
+        objective.memorise(**rows)
+    else:
+        objective.fresh = rows

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..artifact import Artifact, ModelSpec
 from ..attack import AttackSpec
+from ..checkpoint import metrics_file
 from ..data import Dataset, Mixed, Stream, Unlabelled, loaded, open_stream
 from ..errors import EdgekdError, Problem
 from ..learner import Student
@@ -17,7 +18,6 @@ from ..models import build, specify
 from ..profile import Profile
 from ..recipe import Component, ComponentField, Training
 from ..registry import register, resolve
-from ..train import metrics_file
 from .teaching import Context, Names, Teaching, learner_problems, load_network
 from .workspace import Workspace
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from .. import ranks
 from ..artifact import Artifact, ModelSpec, write_atomically
 from ..data import batches
 from ..errors import Problem
@@ -85,15 +86,20 @@ class Fuse(Training):
         def remember(epoch: int, learner: Learner) -> None:
             # Called at the beginning of an epoch, also where a run resumes inside it: then it is there already.
             file = _snapshot(workspace.partial, epoch - 1)
-            if epoch > 0 and not file.exists():
+            if epoch > 0 and ranks.first() and not file.exists():
                 workspace.partial.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, save(_copied(network)))
 
         last_kept = self.model_copy(update={"keep": "last"})
         workspace.train(learner, last_kept, remember)
         candidates["last"] = _copied(network)
-        epochs = [load(_snapshot(workspace.partial, e).read_bytes()) for e in range(self.epochs - 1)]
+        return ranks.from_first(lambda: self._chosen(candidates, network, source.manifest.model, workspace))
+
+    def _chosen(
+        self, candidates: dict[str, State], network: nn.Module, spec: ModelSpec, workspace: Workspace
+    ) -> Artifact:
         judge = _judge(network, workspace)
+        epochs = [load(_snapshot(workspace.partial, e).read_bytes()) for e in range(self.epochs - 1)]
         if self.average != "none":
             states = [*epochs, candidates["last"]]
             mean = _mean(states) if self.average == "swa" else _soup(states, judge, workspace)
@@ -105,7 +111,7 @@ class Fuse(Training):
         workspace.emit({"event": "kept", "stage": workspace.name, "kept": kept, "of": found})
         document = {"kept": kept, "candidates": found}
         metrics = {**found[kept], "kept": kept}
-        return workspace.save(network, source.manifest.model, metrics=metrics, documents={"fusion.json": document})
+        return workspace.save(network, spec, metrics=metrics, documents={"fusion.json": document})
 
 
 def _snapshot(directory: Path, epoch: int) -> Path:

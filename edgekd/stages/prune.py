@@ -10,8 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from .. import ranks
 from ..artifact import Artifact, ModelSpec
-from ..errors import Problem
+from ..errors import Problem, StageError
 from ..learner import Student
 from ..models import changed_attributes
 from ..profile import Profile
@@ -77,6 +78,9 @@ class Prune(BaseModel):
             for path in before.attributes.keys() | changes.keys()
         }
         spec = before.model_copy(update={"attributes": attributes})
+        if self.heal.epochs and ranks.from_first(lambda: spec) != spec:
+            what = f"process {ranks.rank()} would take other channels than the first one"
+            raise StageError(what, where=workspace.name, hint="use machines of one kind, or prune in one process")
         metrics: dict[str, Any] = {"macs_share": plan.macs_after / plan.macs_before}
         if self.heal.epochs:
             student = Student(network, self.heal.objectives)

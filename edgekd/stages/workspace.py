@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import quant
-from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, digest, finish, writing
+from .. import quant, ranks
+from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, finish, writing
 from ..bench import environment
+from ..checkpoint import METRICS
 from ..data import Dataset, Stream, augmentations, batches
 from ..errors import ArtifactError, Problem
 from ..learner import Learner, Student
@@ -26,7 +28,8 @@ from ..quant import scheme_named
 from ..recipe import Recipe, Training
 from ..tasks import Task
 from ..teachers import Cached
-from ..train import METRICS, Fit, Job, fit
+from ..train import Fit, Job, fit
+from .caches import default_directory
 from .teaching import Context, Expert, Teaching, cache_key, experts_of, learner_of, placed
 
 __all__ = ["Stage", "Workspace", "load_prepared"]
@@ -111,13 +114,16 @@ class Workspace:
         images = images or len(self.data.train)
         learner = learner_of(students, teachers, teaching, self.data, self.example, images, tap=tap)
         if isinstance(learner.source, Cached):
-            self._fill(learner.source, [expert for expert, _ in experts])
+            fill = partial(self._fill, learner.source, [expert for expert, _ in experts])
+            ranks.from_first(fill)
+            if not ranks.first():
+                fill()  # it is all there by now
         return learner
 
     def _fill(self, source: Cached, teachers: Sequence[Expert]) -> None:
         data, batch = self.data, self.recipe.data
-        key = cache_key(self.recipe, data, teachers, source.of)
-        directory = source.directory or self.destination.parent / ".cache" / f"teacher-{digest([key, source.top])[:12]}"
+        key = cache_key(self.recipe, data, [expert.key for expert in teachers], source.of, source.top)
+        directory = source.directory or default_directory(self.destination.parent, key)
 
         def stream(view: int) -> Iterator[dict[str, Any]]:
             return batches(
@@ -176,13 +182,28 @@ class Workspace:
         documents: Mapping[str, Any] | None = None,
         history: Path | None = None,
     ) -> Artifact:
-        """Write the artifact: weights, metrics.jsonl and JSON documents by name, then the manifest."""
+        """Write the artifact: weights, metrics.jsonl and JSON documents by name, then the manifest.
+
+        With several processes the first one's is written, and all wait for it.
+        """
         history = history or self.partial / METRICS
+        write = partial(self._write, network, spec, metrics, quantization, documents or {}, history)
+        return ranks.from_first(write)
+
+    def _write(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        metrics: Mapping[str, Any],
+        quantization: dict[str, Any] | None,
+        documents: Mapping[str, Any],
+        history: Path,
+    ) -> Artifact:
         with writing(self.destination) as directory:
             save_state(network, directory / "model.safetensors")
             if history.exists():
                 shutil.copy(history, directory / METRICS)
-            for name, content in (documents or {}).items():
+            for name, content in documents.items():
                 (directory / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             finish(directory, self.manifest(spec, metrics=metrics, quantization=quantization))
         shutil.rmtree(self.partial, ignore_errors=True)
