@@ -78,7 +78,7 @@ def standardized(logits: Tensor) -> Tensor:
     The deviation is the paper's, over K; its code divides by K - 1.
     """
     deviation = logits.std(dim=1, correction=0, keepdim=True)
-    return (logits - logits.mean(dim=1, keepdim=True)) / (deviation + 1e-7)
+    return (logits - logits.mean(dim=1, keepdim=True)) / deviation.clamp(min=1e-7)
 
 
 class _Tempered(nn.Module):
