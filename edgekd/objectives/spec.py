@@ -79,7 +79,7 @@ class Objectives(nn.Module):
         return any(self._needs_teacher(i) for i in range(len(self.labels)))
 
     def _needs_teacher(self, i: int) -> bool:
-        rules = [*self.weights[i].modules(), *self.modules_list[i].modules()][1:]
+        rules = [*self.weights[i].modules(), *list(self.modules_list[i].modules())[1:]]
         asked = any(getattr(module, "needs_teacher", False) for module in rules)
         return asked or getattr(self.modules_list[i], "needs_teacher", True)
 
@@ -153,7 +153,7 @@ class Objectives(nn.Module):
     def _counted(self, i: int, batch: dict[str, Any]) -> tuple[Tensor | None, float]:
         """The rows that an objective looks at (None: all), and their share of the batch."""
         rows = batch.get("of", {}).get(self.heads[i])
-        if self._needs_teacher(i) and "taught" in batch:
+        if "taught" in batch and self._needs_teacher(i):
             rows = batch["taught"] if rows is None else rows & batch["taught"]
         if rows is None or bool(rows.all()):
             return None, 1.0
