@@ -157,7 +157,7 @@ class Objectives(nn.Module):
             rows = batch["taught"] if rows is None else rows & batch["taught"]
         if rows is None or bool(rows.all()):
             return None, 1.0
-        return rows, float(rows.float().mean())
+        return rows, int(rows.sum()) / len(rows)
 
 
 def _with_head(outputs: dict[str, Any], head: str) -> dict[str, Any]:

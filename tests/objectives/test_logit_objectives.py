@@ -10,8 +10,16 @@ import torch
 from formulas import Array, divergence, holds, normal, softmax
 from torch import nn
 
-from edgekd.objectives.logit import Correlations, CrossEntropy, Decoupled, LabelSmoothing
-from edgekd.objectives.logit import LogitSquares, ProbabilitySquares, SoftTargets, standardized
+from edgekd.objectives.logit import (
+    Correlations,
+    CrossEntropy,
+    Decoupled,
+    LabelSmoothing,
+    LogitSquares,
+    ProbabilitySquares,
+    SoftTargets,
+    standardized,
+)
 
 SHAPES = [(1, 2), (1, 1000), (7, 10), (32, 1000)]
 
