@@ -16,6 +16,7 @@ import pytest
 
 from edgekd.artifact import ModelSpec
 from edgekd.data.digits import digits
+from edgekd.errors import RecipeError
 from edgekd.models import build, save_state
 from edgekd.pipeline import plan
 from edgekd.recipe import parse_recipe
@@ -24,7 +25,7 @@ from edgekd.registry import names
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```toml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-BASE = {
+BASE: dict[str, Any] = {
     "version": 1,
     "name": "docs",
     "data": {"use": "digits", "size": 16},
@@ -69,6 +70,55 @@ def test_a_recipe_that_is_wrong_would_be_noticed(files: Path, monkeypatch: pytes
     [block] = [b for b in BLOCKS if '{ use = "attention"' in b]
     with pytest.raises(Exception, match="no module 'layer4' to tap"):
         planned(block.replace('"layer3"', '"layer4"'), files, monkeypatch)
+
+
+TAPS = {"student": "layer2", "teacher": "layer2"}
+HINT = {"use": "hint", **TAPS}
+ADVERSARIAL = {"use": "kl", "input": "adversarial"}
+PEERS = [{"model": "cifar-resnet"}, {"model": "cifar-resnet"}]
+TEACHER = {"model": {"use": "cifar-resnet", "depth": 8}, "epochs": 1}
+SOME = {**TEACHER, "classes": ["0", "1", "2"]}
+WIDE = {"use": "cifar-resnet", "width": 8}
+POOL = {"use": "npz", "file": "pool.npz"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "said"),
+    [
+        ({"source": "cached", "objectives": [HINT]}, {}, "gives logits only"),
+        ({"source": "teacher-free", "objectives": [HINT]}, {}, "gives logits only"),
+        ({"model": None, "students": PEERS, "source": "peers", "objectives": [HINT]}, {}, "gives logits only"),
+        ({"source": "cached"}, {"data": {**BASE["data"], "augment": "cutmix"}}, "has not seen the images"),
+        ({"source": "cached", "unlabelled": POOL}, {}, "has not seen the further images"),
+        ({"source": "cached", "mix": [{**POOL, "file": "other.npz"}]}, {}, "has not seen the further images"),
+        ({"source": {"use": "cached", "of": {"use": "ensemble", "combine": "random"}}}, {}, "answers anew each time"),
+        ({"source": "frozen"}, {"teacher": [TEACHER, TEACHER]}, "takes one teacher, got 2"),
+        ({"source": "frozen"}, {"teacher": SOME}, "does not know all classes"),
+        (
+            {"source": {"use": "ensemble", "combine": "accuracy"}},
+            {"teacher": {"model": {"use": "cifar-resnet", "depth": 32}, "weights": "other.safetensors"}},
+            "may have been trained on the validation images",
+        ),
+        ({"source": {"use": "ensemble", "combine": "random"}}, {"teacher": [TEACHER, SOME]}, "that know all classes"),
+        ({"objectives": [{"use": "kl", "tau": {"use": "linear", "start": 4.0, "end": 0.0}}]}, {}, "can become 0"),
+        ({"objectives": [{"use": "kl", "weight": {"use": "linear", "epochs": 5}}]}, {}, "the training has 1"),
+        ({"model": WIDE, "objectives": [{"use": "fsp", **{k: ["layer1", "layer2"] for k in TAPS}}]}, {}, "channels"),
+        ({"objectives": [{"use": "classifier-reuse", "teacher": "layer3"}]}, {}, "no module 'projector'"),
+        ({"use": "fuse", "model": None}, {"data": {**BASE["data"], "validation": 0.0}}, "no validation split"),
+        ({"attack": {"use": "fgsm"}}, {}, "no objective looks at"),
+        ({"objectives": [ADVERSARIAL]}, {}, "no attack makes it"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_runs(
+    stage: dict[str, Any], more: dict[str, Any], said: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    whole = {"use": "distill", "model": {"use": "cifar-resnet", "depth": 8}, "epochs": 1, **stage}
+    last = {key: value for key, value in whole.items() if value is not None}
+    before = [{"use": "distill", "epochs": 1}] if last["use"] == "fuse" else []
+    with pytest.raises(RecipeError, match=said) as raised:
+        plan(parse_recipe({**BASE, **more, "stage": [*before, last]}))
+    assert all(problem.where.startswith(f"stage[{len(before)}]") for problem in raised.value.problems)
 
 
 def test_the_page_tells_of_every_objective_source_and_rule() -> None:
