@@ -147,14 +147,24 @@ def measure_run(planned: Plan, emit: Emit = _quiet, *, command: str | None = Non
 
 
 def _candidates(planned: Plan) -> Iterator[Candidate]:
-    """One per stage; an `export` stands for the stage before it."""
+    """One per stage; an `export` stands, at its own place, for the stage that it wrote out."""
     opset = min(p.opset for p in planned.profiles)
     cache = planned.directory / ".onnx"
-    for step, after in zip(planned.steps, [*planned.steps[1:], None], strict=True):
-        if after is not None and after.stage.kind == "export":
-            yield candidate_of(Artifact.open(after.directory), step.name, planned.data, opset, cache)
-        elif step.stage.kind != "export":
-            yield candidate_of(Artifact.open(step.directory), step.name, planned.data, opset, cache)
+    shown = measured_names(planned)
+    for step in planned.steps:
+        if step.name in shown:
+            yield candidate_of(Artifact.open(step.directory), shown[step.name], planned.data, opset, cache)
+
+
+def measured_names(planned: Plan) -> dict[str, str]:
+    """The steps whose files are measured, and what each is called: an export as the stage that it wrote out."""
+    exported: dict[str, str] = {}
+    for step in planned.steps:
+        source = step.parents.get("source")
+        if step.stage.kind == "export" and isinstance(source, str):
+            exported.setdefault(source, step.name)
+    called = {export: source for source, export in exported.items()}
+    return {step.name: called.get(step.name, step.name) for step in planned.steps if step.name not in exported}
 
 
 def _same(earlier: Results, candidates: Sequence[Candidate], planned: Plan) -> bool:
