@@ -131,11 +131,11 @@ def losses(student: nn.Module, teacher: nn.Module, data: Dataset, batch: int) ->
     inside = [n.to(memory_format=torch.channels_last) for n in pairs[2]]
     with autocast(ENDLESS):
         found = {
-            "edgekd": float(learner(shown)["loss"]),
-            "torchdistill": float(box.forward_process(shown["image"], shown["label"], {})),
+            "edgekd": learner(shown)["loss"].item(),
+            "torchdistill": box.forward_process(shown["image"], shown["label"], {}).item(),
         }
         answers = [n.train(n is inside[0])(shown["image"]).float() for n in inside]
-    found["bare"] = float(blocks.loss_of(*answers, shown["label"]))
+    found["bare"] = blocks.loss_of(*answers, shown["label"]).item()
     if max(found.values()) - min(found.values()) > 1e-4 * found["bare"]:
         sys.exit(f"the three losses differ: {found}")
     return found
