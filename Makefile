@@ -35,7 +35,7 @@ $(VENV)/.edgekd: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.edgekd-dev: $(VENV)/.edgekd
-	$(PIP) -e ".[dev,timm,hf,track]"
+	$(PIP) -e ".[dev,timm,hf,track,search]"
 	@touch $@
 
 clean:

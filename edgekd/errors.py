@@ -4,7 +4,8 @@
     ├── UsageError         2   arguments, recipe, profile, or data that the user named
     │   └── RecipeError    2   every problem of a recipe at once
     ├── StageError         3   a stage, runtime or device failed while working
-    │   └── ArtifactError  3   an artifact on disk is incomplete or corrupted
+    │   ├── ArtifactError  3   an artifact on disk is incomplete or corrupted
+    │   └── Diverged       3   a training became NaN or infinite
     └── MissingExtra       3   an optional dependency is not installed
 
 Exit codes 0 (ok), 1 (gate failed), 4 (inconclusive), 70 (a bug) and 130 (interrupted) are set by the CLI.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ArtifactError",
+    "Diverged",
     "EdgekdError",
     "MissingExtra",
     "Problem",
@@ -79,6 +81,10 @@ class StageError(EdgekdError):
 
 class ArtifactError(StageError):
     """An artifact is incomplete, corrupted or of another format."""
+
+
+class Diverged(StageError):
+    """A training became NaN or infinite: another setting may not."""
 
 
 class MissingExtra(EdgekdError):

@@ -12,18 +12,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import Problem, RecipeError, UsageError
 from .registry import validation_problems
 from .shipped import shipped
 
 __all__ = [
+    "Axis",
     "Component",
     "DataSpec",
     "Normalize",
     "Recipe",
+    "Search",
     "Training",
+    "assign",
     "find_recipe",
     "load_recipe",
     "parse_recipe",
@@ -91,6 +104,70 @@ class Training(BaseModel):
     checkpoint_s: float = Field(30.0, ge=0, description="seconds between checkpoints inside an epoch")
 
 
+class Axis(BaseModel):
+    """What a search may set a field to: everything from `low` to `high`, or one of `choices` (any TOML values).
+
+    Whole numbers where both ends are whole numbers: `low = 1.0` asks for real ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: StrictInt | StrictFloat | None = None
+    high: StrictInt | StrictFloat | None = None
+    log: bool = Field(False, description="whether factors count instead of differences")
+    step: StrictInt | StrictFloat | None = Field(None, gt=0, description="distance of the values, from `low` on")
+    choices: list[Any] | None = Field(None, min_length=1, description="the values to choose from")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_list(cls, value: Any) -> Any:
+        return {"choices": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Axis:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.step is not None or self.log:
+                raise ValueError("choices stand alone, without low, high, log and step")
+            texts = [json.dumps(choice, sort_keys=True) for choice in self.choices]
+            if len(set(texts)) < len(texts):
+                raise ValueError("two choices are the same")
+        elif self.low is None or self.high is None:
+            raise ValueError("must be { low = 0.01, high = 0.5, log = true } or a list of choices")
+        elif not self.low < self.high:
+            raise ValueError("low must be below high")
+        elif self.log and self.low <= 0:
+            raise ValueError("low must be above 0 for log = true")
+        elif self.log and self.step is not None:
+            raise ValueError("log and step exclude each other")
+        return self
+
+
+def _flat(value: Any) -> Any:
+    """Fields by their paths: a path without quotes is nested tables in TOML."""
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner and not {"low", "high", "choices"} & inner.keys():
+            found |= {f"{key}.{rest}": axis for rest, axis in _flat(inner).items()}
+        else:
+            found[key] = inner
+    return found
+
+
+class Search(BaseModel):
+    """What `edgekd search` tries out; nothing else reads it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    fields: Annotated[dict[str, Axis], BeforeValidator(_flat)] = Field(
+        default={}, description='"stage.distill.lr" = { low = 0.01, high = 0.5, log = true }, or a list of choices'
+    )
+    trials: int = Field(20, gt=0, description="how many, pruned ones and those of all workers included")
+    stage: str | None = Field(None, description="the stage whose result is judged; default: the last distill")
+    metric: str | None = Field(None, description="on the validation split; default: the task's headline")
+    sampler: Literal["tpe", "random"] = Field("tpe", description="tpe learns from the trials so far (Bergstra 2011)")
+    pruner: Literal["median", "none"] = Field("median", description="median stops what is below the median trial")
+
+
 class Recipe(BaseModel):
     """One run of edgekd."""
 
@@ -110,6 +187,7 @@ class Recipe(BaseModel):
     )
     stage: list[ComponentField] = Field(default_factory=list, description="one [[stage]] table each, in order")
     gate: dict[str, Any] = Field(default_factory=dict, description="rules; [gate.PROFILE] overrides")
+    search: Search | None = Field(None, description="what `edgekd search` tries out")
 
     @field_validator("teacher", mode="before", json_schema_input_type=dict[str, Any] | list[dict[str, Any]])
     @classmethod
@@ -166,16 +244,23 @@ def parse_recipe(table: dict[str, Any], overrides: Sequence[str] = ()) -> Recipe
 def apply_override(table: dict[str, Any], override: str) -> None:
     """Set `a.b.c=value` in a table; stages are addressed by name or index (`stage.distill.epochs=3`)."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.strip().split(".")):
         raise UsageError(f"--set wants key=value, got {override!r}", hint="for example --set stage.distill.epochs=3")
+    assign(table, path.strip(), parse_value(text.strip()))
+
+
+def assign(table: dict[str, Any], path: str, value: Any) -> None:
+    """Set the key at `a.b.c` in a recipe's table. Raises RecipeError where the path leads nowhere."""
+    keys = path.split(".")
+    if not all(keys):
+        raise RecipeError([Problem(path, "is not the path of a key", "for example stage.distill.lr")])
     current: Any = table
     for depth, key in enumerate(keys[:-1]):
         current = _step(current, key, ".".join(keys[: depth + 1]))
     if isinstance(current, list):
         what = "names an entry of a list, not a key in it"
         raise RecipeError([Problem(path, what, f"add a key ({path}.KEY=VALUE), or set the whole list")])
-    current[keys[-1]] = parse_value(text.strip())
+    current[keys[-1]] = value
 
 
 def parse_value(text: str) -> Any:
@@ -213,11 +298,14 @@ def to_toml(recipe: Recipe) -> str:
     """A recipe as TOML: what `load_recipe` reads back to an equal recipe."""
     table = recipe.model_dump(mode="json", exclude_none=True)
     teacher, stages, gate = table.pop("teacher"), table.pop("stage"), table.pop("gate")
+    search = table.pop("search", None)
     opening = "[teacher]\n" if len(teacher) == 1 else "[[teacher]]\n"
     blocks = [_pairs(table), *(opening + _pairs(one) for one in teacher)]
     blocks += ["[[stage]]\n" + _pairs(stage) for stage in stages]
     if gate:
         blocks.append("[gate]\n" + _pairs(gate))
+    if search:
+        blocks.append("[search]\n" + _pairs(search))
     return "\n\n".join(blocks) + "\n"
 
 

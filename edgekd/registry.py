@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -264,13 +264,18 @@ def _field_at(model: type[BaseModel], loc: tuple[Any, ...]) -> Any:
     """The field that a path leads to; None where it leads out of the models."""
     current: Any = model
     field = None
+    keyed = False
     for part in loc:
         if isinstance(part, int):
+            continue
+        if keyed:  # the key of a table whose keys are the user's
+            keyed = False
             continue
         if current is None:
             return None
         field = current.model_fields.get(part)
         current = _model_within(field.annotation) if field else None
+        keyed = field is not None and get_origin(field.annotation) is dict
     return field
 
 

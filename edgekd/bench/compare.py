@@ -13,7 +13,7 @@ from .quality import unpacked
 from .results import Interval, Latency, ProfileResults, Results, Variant
 from .stats import mcnemar, paired_drop, paired_ratio, unpaired_ratio
 
-__all__ = ["COSTS", "Change", "Side", "change_of", "machine_differences", "quantile_of", "ratio_of_quantiles"]
+__all__ = ["COSTS", "LOSSES", "Change", "Side", "change_of", "machine_differences", "quantile_of", "ratio_of_quantiles"]
 
 #: Figures of a variant beside its task's metrics and latency: less is better.
 COSTS = ("size_mb", "parameters", "macs", "peak_memory_mb", "load_ms", "energy_mj")
