@@ -83,8 +83,15 @@ def parameter_rows(fields: dict[str, FieldInfo]) -> list[str]:
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    note = f": {field.description}" if field.description else ""
+    about = field.description or _within(field.annotation)
+    note = f": {about}" if about else ""
     return f"{name} ({kind_of(field.annotation, field.metadata)}, {_default(field)}){note}"
+
+
+def _within(annotation: Any) -> str | None:
+    """What a member of a union is described as: `Tap | None` is a tap."""
+    notes = [m for a in get_args(annotation) if get_origin(a) is Annotated for m in get_args(a)[1:]]
+    return next((m.description for m in notes if isinstance(m, FieldInfo) and m.description), None)
 
 
 def _default(field: FieldInfo) -> str:

@@ -104,6 +104,8 @@ def test_a_component_without_a_snippet_gets_one() -> None:
         assert "Source:" not in documented(mine)[0]
         assert summary(mine) == "Mine, which ends here."
         rows = parameter_rows(parameters(mine).model_fields)
+        optional = parameter_rows(parameters(resolve("objectives", "crd")[0]).model_fields)
+        assert optional[0] == "student (str, optional): module path, such as layer2"
         assert rows[1:] == ["power (float > 1, required)", "tau (float, default 1.0)"]
     finally:
         unregister("objectives", "mine")
