@@ -39,7 +39,7 @@ from edgekd.data import Dataset
 from edgekd.learner import Learner
 from edgekd.precision import autocast, keep_freed_memory, precision_of
 
-#: What one module may move apart from another, as a share of how far five steps moved it.
+#: How far weights may lie apart after five steps, as a share of how far those moved them.
 APART = 0.02
 
 
