@@ -17,6 +17,7 @@ from .profile import Profile
 from .recipe import Component, Recipe
 from .registry import resolve, source_digest, validation_problems
 from .stages import Context, Expert, Stage, Teaching
+from .stages.caches import Cache, cache_of
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.teaching import expert_of
 
@@ -35,6 +36,7 @@ class Step:
     parents: dict[str, str | Artifact]
     spec: ModelSpec | None
     group: str = ""  # stages of one group (the students of a fleet) are run together
+    cache: Cache | None = None
 
     @property
     def done(self) -> bool:
@@ -182,13 +184,15 @@ def steps(
         specs = _checked(stage, parents, made, recipe, data, profiles, where, problems) if parents is not None else []
         students = getattr(stage, "names", [])
         names = [f"{name}.{student}" for student in students] or [name]
+        taught_by = [made.key(parent) for role, parent in (parents or {}).items() if role.startswith("teacher")]
+        cache = cache_of(stage, taught_by, recipe, data, directory) if specs else None
         for i, one in enumerate(names):
             config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
             keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
             key = _key(config, keys, recipe, data, stage.inputs())
             path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
             spec = specs[i] if i < len(specs) else None
-            made.add(Step(one, stage, config, key, path, parents or {}, spec, group=name), data)
+            made.add(Step(one, stage, config, key, path, parents or {}, spec, group=name, cache=cache), data)
         made.last = names[0]
         if stage.kind == "distill":
             made.distilled, made.fleet = stage.carried, names

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from ..registry import register
+from .dropout import Dropout, dropped
 
 __all__ = ["CifarResNet", "cifar_resnet"]
 
@@ -28,9 +29,10 @@ def cifar_resnet(
     shortcut: Literal["pad", "conv"] = "pad",
     num_classes: Annotated[int, Field(gt=0)] = 10,
     in_channels: Annotated[int, Field(gt=0)] = 3,
+    dropout: Dropout = 0.0,
 ) -> CifarResNet:
     """CIFAR ResNet of 6n+2 layers; `pad` shortcuts are parameter-free (option A), `conv` ones 1x1 (option B)."""
-    return CifarResNet((depth - 2) // 6, width, shortcut, num_classes, in_channels)
+    return CifarResNet((depth - 2) // 6, width, shortcut, num_classes, in_channels, dropout)
 
 
 class PadShortcut(nn.Module):
@@ -78,8 +80,11 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """conv1 bn1 layer1 layer2 layer3 linear, named as in the widely used published weights."""
 
-    def __init__(self, blocks: int, width: int, shortcut: str, num_classes: int, in_channels: int) -> None:
+    def __init__(
+        self, blocks: int, width: int, shortcut: str, num_classes: int, in_channels: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1 = _stage(blocks, width, width, 1, shortcut)
@@ -94,7 +99,8 @@ class CifarResNet(nn.Module):
         """[N, C, H, W] -> logits [N, num_classes]."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.linear(dropped(x, self.dropout, self.training))
 
 
 def _stage(blocks: int, inputs: int, outputs: int, stride: int, shortcut: str) -> nn.Sequential:

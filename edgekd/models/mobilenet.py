@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..registry import register
+from .dropout import Dropout, dropped
 
 __all__ = ["MobileNet", "mobilenet"]
 
@@ -30,9 +31,10 @@ def mobilenet(
     width: Annotated[float, Field(gt=0)] = 1.0,
     num_classes: Annotated[int, Field(gt=0)] = 10,
     in_channels: Annotated[int, Field(gt=0)] = 3,
+    dropout: Dropout = 0.0,
 ) -> MobileNet:
     """MobileNetV3-like: inverted residuals, depthwise convolutions, squeeze-excite, hardswish; any width multiplier."""
-    return MobileNet(width, num_classes, in_channels)
+    return MobileNet(width, num_classes, in_channels, dropout)
 
 
 def _channels(width: float, channels: int) -> int:
@@ -80,8 +82,9 @@ class InvertedResidual(nn.Module):
 class MobileNet(nn.Module):
     """stem, blocks, head, linear; an eighth of the input's side remains at the end."""
 
-    def __init__(self, width: float, num_classes: int, in_channels: int) -> None:
+    def __init__(self, width: float, num_classes: int, in_channels: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         channels = _channels(width, 16)
         self.stem = _conv(in_channels, channels, 3, activation=nn.Hardswish)
         blocks = []
@@ -100,7 +103,8 @@ class MobileNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
         x = self.head(self.blocks(self.stem(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.linear(dropped(x, self.dropout, self.training))
 
 
 def _conv(

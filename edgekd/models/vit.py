@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..registry import register
+from .dropout import Dropout, dropped
 
 __all__ = ["ViT", "vit"]
 
@@ -27,13 +28,14 @@ def vit(
     num_classes: _Positive = 10,
     in_channels: _Positive = 3,
     image_size: _Positive = 32,
+    dropout: Dropout = 0.0,
 ) -> ViT:
     """Small vision transformer; `dim` is a multiple of `heads`, `image_size` a multiple of `patch`."""
     if dim % heads:
         raise UsageError(f"dim {dim} is not a multiple of heads {heads}", where="model vit")
     if image_size % patch:
         raise UsageError(f"image_size {image_size} is not a multiple of patch {patch}", where="model vit")
-    return ViT(patch, dim, depth, heads, int(dim * mlp_ratio), num_classes, in_channels, image_size)
+    return ViT(patch, dim, depth, heads, int(dim * mlp_ratio), num_classes, in_channels, image_size, dropout)
 
 
 class Attention(nn.Module):
@@ -82,8 +84,10 @@ class ViT(nn.Module):
         num_classes: int,
         in_channels: int,
         image_size: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.patch_embed = nn.Conv2d(in_channels, dim, patch, patch)
         self.pos_embed = nn.Parameter(torch.empty(1, (image_size // patch) ** 2, dim))
         self.blocks = nn.Sequential(*(EncoderBlock(dim, heads, hidden) for _ in range(depth)))
@@ -98,4 +102,5 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2) + self.pos_embed
-        return self.linear(self.norm(self.blocks(x)).mean(1))
+        x = self.norm(self.blocks(x)).mean(1)
+        return self.linear(dropped(x, self.dropout, self.training))

@@ -96,7 +96,7 @@ class Distill(Training):
         if not made:
             return None, problems
         images = len(context.data.train) + sum(len(s.data.train) for s in streams)
-        problems += learner_problems(made, self.teaching, self.epochs, context, where, images)
+        problems += learner_problems(made, self.teaching, self, context, where, images)
         if streams and self.source.use == "cached":
             what = "a cached teacher has not seen the further images"
             problems.append(Problem(f"{where}.source", what, "source = 'frozen'"))
@@ -161,11 +161,17 @@ class Distill(Training):
         return self
 
     def run(self, workspace: Workspace) -> Artifact:
-        """Build or take over the students, train them, keep the better weights."""
-        torch.manual_seed(workspace.recipe.seed)
+        """Build or take over the students, train them, keep the better weights.
+
+        Each begins as it would alone. On a CPU it also ends so, to the bit, unless dropout, an attack or adapters draw
+        random numbers in between.
+        """
         everyone = [workspace, *workspace.siblings]
         specs, students = [], []
         for position in range(len(everyone)):
+            # Two equal networks must not be twins: they would have nothing to tell each other.
+            twins = sum(s.model == self.students[position].model for s in self.students[:position])
+            torch.manual_seed(workspace.recipe.seed + twins)
             spec, student = self._begun(workspace, position)
             specs.append(spec)
             students.append(student)

@@ -64,7 +64,7 @@ class Fuse(Training):
             problems.append(Problem(context.where, what, "data.validation = 0.1"))
         if context.source is not None:
             one = [("student", context.source, self.objectives, f"{context.where}.objectives")]
-            problems += learner_problems(one, self.teaching, self.epochs, context, context.where)
+            problems += learner_problems(one, self.teaching, self, context, context.where)
         return context.source, problems
 
     def inputs(self) -> dict[str, str]:

@@ -61,7 +61,7 @@ class Teacher(Training):
             problems.append(Problem(context.where, what, "set weights = 'FILE', or epochs = 10"))
         one = [("student", spec, self.objectives, f"{context.where}.objectives")]
         alone = Teaching(self.objectives, Component(use="frozen"))
-        return spec, problems + learner_problems(one, alone, self.epochs, context, context.where)
+        return spec, problems + learner_problems(one, alone, self, context, context.where)
 
     def _data(self, data: Dataset) -> Dataset:
         return data if self.classes is None else data.of_classes(self.classes)

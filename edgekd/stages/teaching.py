@@ -17,6 +17,7 @@ from ..data.augment import Mixture
 from ..errors import ArtifactError, EdgekdError, Problem, UsageError
 from ..learner import Learner, Student
 from ..models import build, load_state, outputs
+from ..precision import precision_of
 from ..profile import Profile
 from ..recipe import Component, ComponentField, Recipe, Training
 from ..teachers import Cached, Placed, source_of
@@ -124,14 +125,19 @@ def placed(experts: Sequence[tuple[Expert, nn.Module]], data: Dataset) -> list[n
     return [Placed(network, e.classes, data.classes, e.accuracy) for e, network in experts]
 
 
-def cache_key(recipe: Recipe, data: Dataset, teachers: Sequence[Expert], of: Component) -> dict[str, Any]:
-    """What a teacher cache depends on, part by part."""
+def cache_key(
+    recipe: Recipe, data: Dataset, teachers: Sequence[str], of: Component, top: int | None, precision: str
+) -> dict[str, Any]:
+    """What a teacher cache depends on, part by part; `teachers` are their keys."""
     return {
-        "teacher": [expert.key for expert in teachers],
+        "teacher": list(teachers),
         "combination": of.model_dump(mode="json"),
         "data": digest([data.fingerprint, data.mean, data.std]),
         "augmentation": [a.model_dump(mode="json") for a in recipe.data.augment],
         "seed": recipe.seed,
+        "top": top,
+        "images": len(data.train),
+        "precision": precision,
     }
 
 
@@ -158,13 +164,13 @@ def healing_problems(spec: ModelSpec, heal: Heal, context: Context) -> list[Prob
     if heal.epochs == 0:
         return []
     one = [("student", spec, heal.objectives, f"{where}.objectives")]
-    return learner_problems(one, teaching(heal), heal.epochs, context, where)
+    return learner_problems(one, teaching(heal), heal, context, where)
 
 
 def learner_problems(
     students: Sequence[tuple[str, ModelSpec, Sequence[Any], str]],
     teaching: Teaching,
-    epochs: int,
+    settings: Training,
     context: Context,
     where: str,
     images: int = 0,
@@ -181,14 +187,16 @@ def learner_problems(
             _check_answers(network, spec, example, len(data.classes))
             made.append(Student(network, objectives, name, place))
         learner = learner_of(made, teachers, teaching, data, example, images or len(data.train), where)
-        problems = [p for objectives in learner.weighted for p in objectives.too_long(epochs)]
-        problems += _input_problems(learner, context, where)
+        problems = [p for objectives in learner.weighted for p in objectives.too_long(settings.epochs)]
+        problems += _input_problems(learner, settings, context, where)
+        if settings.epochs:
+            precision_of(settings)
     except EdgekdError as error:
         return [_placed(problem, where) for problem in error.problems]
     return problems
 
 
-def _input_problems(learner: Learner, context: Context, where: str) -> list[Problem]:
+def _input_problems(learner: Learner, settings: Training, context: Context, where: str) -> list[Problem]:
     problems = []
     source = learner.source
     if isinstance(source, Cached):
@@ -196,7 +204,8 @@ def _input_problems(learner: Learner, context: Context, where: str) -> list[Prob
         if mixtures:
             what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
             problems.append(Problem(f"{where}.source", what, "use source = 'frozen', or leave out the mixture"))
-        wanted = cache_key(context.recipe, context.data, context.teachers, source.of)
+        keys = [expert.key for expert in context.teachers]
+        wanted = cache_key(context.recipe, context.data, keys, source.of, source.top, settings.precision)
         other = differs(source.directory, wanted) if source.directory is not None else []
         if other:
             what = f"this teacher cache was made with another {', '.join(other)}"

@@ -122,7 +122,9 @@ class Workspace:
 
     def _fill(self, source: Cached, teachers: Sequence[Expert]) -> None:
         data, batch = self.data, self.recipe.data
-        key = cache_key(self.recipe, data, [expert.key for expert in teachers], source.of, source.top)
+        precision = (self.config.get("heal") or self.config)["precision"]
+        keys = [expert.key for expert in teachers]
+        key = cache_key(self.recipe, data, keys, source.of, source.top, precision)
         directory = source.directory or default_directory(self.destination.parent, key)
 
         def stream(view: int) -> Iterator[dict[str, Any]]:
@@ -142,7 +144,7 @@ class Workspace:
         def progress(done: int, total: int) -> None:
             self.emit({"event": "cache", "stage": f"{self.name}: teacher cache", "done": done, "total": total})
 
-        with autocast(Training()):
+        with autocast(Training(precision=precision)):
             source.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             source.fill(directory, stream, len(data.train), progress, key)
 

@@ -24,7 +24,7 @@ from ..recipe import Component, ComponentField
 from ..registry import register
 from .spec import make_source, source_of
 
-__all__ = ["Cached", "cache_bytes", "differs"]
+__all__ = ["Cached", "cache_bytes", "differs", "view_file"]
 
 Outputs = dict[str, Tensor]
 AGAIN = "delete it: it is computed again"
@@ -32,14 +32,23 @@ HEADER = "cache.json"
 FROZEN = Component(use="frozen")
 
 
+def view_file(directory: Path, view: int) -> Path:
+    """Where a cache keeps a view."""
+    return directory / f"view-{view:03d}.npy"
+
+
 def cache_bytes(images: int, classes: int, views: int, top: int | None) -> int:
-    """What the files of a cache hold, in bytes (their headers of 128 bytes each apart)."""
-    return images * views * _row(classes, top).itemsize
+    """What the files of a cache's views hold together, in bytes."""
+    row = _row(classes, top)
+    header = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(row.base), "fortran_order": False, "shape": (images, *row.shape)}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return views * (header.tell() + images * row.itemsize)
 
 
 def _row(classes: int, top: int | None) -> np.dtype[Any]:
     """What is stored of one image: all logits, or the `top` log-probabilities, the rest's log-mass, and the classes."""
-    if top is None:
+    if top is None or top >= classes:
         return np.dtype((np.float16, (classes,)))
     return np.dtype([("value", np.float16, (top + 1,)), ("index", np.uint16 if classes <= 65536 else np.int32, (top,))])
 
@@ -96,7 +105,7 @@ class Cached(nn.Module):
         directory that was filled for another key is refused. A second process waits until the first one is done.
         Raises StageError when the disk refuses, or a file there does not fit.
         """
-        files = [directory / f"view-{view:03d}.npy" for view in range(self.views)]
+        files = [view_file(directory, view) for view in range(self.views)]
         with _alone(directory):
             _claim(directory, {**key, "top": self.top, "images": images})
             for view, file in enumerate(files):
@@ -116,7 +125,7 @@ class Cached(nn.Module):
         for batch in batches:
             logits = self.inner(batch, [{}])[0]["logits"].float().cpu()
             if rows is None:
-                rows = np.zeros(images, _row(logits.shape[1], self._kept(logits.shape[1])))
+                rows = np.zeros(images, _row(logits.shape[1], self.top))
             with np.errstate(over="ignore"):  # told below
                 _store(rows, batch["index"].numpy(), logits)
             done += len(logits)
@@ -130,9 +139,6 @@ class Cached(nn.Module):
             write_atomically(file, buffer.getvalue())
         except OSError as error:
             raise StageError(f"cannot write the teacher cache: {error.strerror}", where=str(file)) from error
-
-    def _kept(self, classes: int) -> int | None:
-        return self.top if self.top is not None and self.top < classes else None
 
     def _rows(self, view: int) -> NDArray[Any]:
         """The rows of a view, mapped into memory."""

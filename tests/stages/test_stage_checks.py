@@ -17,7 +17,7 @@ from edgekd.data import Dataset
 from edgekd.errors import Problem
 from edgekd.models import save_state, specify
 from edgekd.profile import Profile
-from edgekd.recipe import Component
+from edgekd.recipe import Component, Training
 from edgekd.stages import Context, Distill, Prune, Quantize, Teacher
 from edgekd.stages.teaching import Expert, Teaching, learner_problems
 
@@ -35,7 +35,9 @@ def expert(made: ModelSpec) -> Expert:
 
 def problems_of(made: ModelSpec, objectives: list[Any], context: Context, source: str = "frozen") -> list[Problem]:
     one = [("student", made, objectives, f"{context.where}.objectives")]
-    return learner_problems(one, Teaching(objectives, Component(use=source)), 1, context, context.where)
+    return learner_problems(
+        one, Teaching(objectives, Component(use=source)), Training(epochs=1), context, context.where
+    )
 
 
 class Eleven(nn.Module):
@@ -112,7 +114,12 @@ def test_what_fits_has_no_problems_and_gives_the_students_spec(context: Any) -> 
         ({"objectives": [{"use": "ce", "on": "aux"}]}, "stage[2].objectives[0].on", "no head 'aux'", "logits"),
         ({"source": "frozn"}, "stage[2].source", "no teachers called 'frozn'", "did you mean 'frozen'?"),
         ({"source": {"use": "cached", "views": 0}}, "stage[2].source.views", "greater than 0", None),
-        ({"source": "cached", "objectives": TAUGHT}, "stage[2].objectives[2].teacher", "logits only, not 'layer2'", "source = 'frozen'"),
+        (
+            {"source": "cached", "objectives": TAUGHT},
+            "stage[2].objectives[2].teacher",
+            "logits only, not 'layer2'",
+            "source = 'frozen'",
+        ),
         ({"epochs": 0}, "stage[2].epochs", "must be at least 1", None),
         ({"model": {"use": "cifar-resnet", "depth": 9}}, "stage[2].model.depth", "6n+2", None),
         (

@@ -1,0 +1,61 @@
+"""The teacher cache that a stage wants: where it lies and how large it is, before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..artifact import digest
+from ..data import Dataset
+from ..learner import parse_objectives
+from ..objectives import Objectives
+from ..recipe import Recipe
+from ..registry import bind, resolve
+from ..teachers import FILLED_IN, Cached
+from ..teachers.cached import cache_bytes, view_file
+from .teaching import Teaching, cache_key, teaching
+
+__all__ = ["Cache", "cache_of", "default_directory"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A teacher cache on disk: `bytes` of all its views, of which `missing` are not there yet."""
+
+    directory: Path
+    bytes: int
+    missing: int
+
+
+def default_directory(run: Path, key: Mapping[str, Any]) -> Path:
+    """Where a run keeps a cache for which its recipe names no directory."""
+    return run / ".cache" / f"teacher-{digest(key)[:12]}"
+
+
+def cache_of(stage: Any, teachers: Sequence[str], recipe: Recipe, data: Dataset, run: Path) -> Cache | None:
+    """The cache that a stage, checked before, will read; None where it asks no cached teacher. `teachers` are keys."""
+    asked = _asked(stage)
+    if asked is None or resolve("teachers", asked.source.use)[0] is not Cached:
+        return None
+    each = [s.objectives for s in getattr(stage, "students", []) if s.objectives is not None]
+    if not any(Objectives(parse_objectives(o)).needs_teacher for o in [asked.objectives, *each]):
+        return None
+    _, args, problems = bind("teachers", asked.source.use, asked.source.args, "source", skip=FILLED_IN)
+    if problems:
+        return None  # told by the check
+    precision = getattr(stage, "heal", stage).precision
+    key = cache_key(recipe, data, teachers, args["of"], args["top"], precision)
+    directory = args["directory"] or default_directory(run, key)
+    views, of_one = args["views"], cache_bytes(len(data.train), len(data.classes), 1, args["top"])
+    there = sum(view_file(directory, view).exists() for view in range(views))
+    return Cache(directory, views * of_one, (views - there) * of_one)
+
+
+def _asked(stage: Any) -> Teaching | None:
+    heal = getattr(stage, "heal", None)
+    if heal is not None:
+        return teaching(heal) if heal.epochs else None
+    found: Teaching | None = getattr(stage, "teaching", None)
+    return found
