@@ -117,6 +117,7 @@ def against(path: str, axis: Mapping[str, Any], trials: Sequence[Trial], best: i
         marks = ticks(low, high, 4, log)
         if log and len(marks) > 5:  # decades alone, or their ends where there are none
             marks = [m for m in marks if f"{m:e}".startswith("1.0")] or [marks[0], marks[-1]]
+        marks = marks or [low, high]
         names = [(x(m), f"{m:g}") for m in marks]
         places = {}
     name = f"{path}{' (log scale)' if axis.get('log') else ''}"

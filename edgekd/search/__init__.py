@@ -33,7 +33,7 @@ def search(
     *,
     overrides: Sequence[str] = (),
     fields: Sequence[str] = (),
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     storage: str | None = None,
     emit: Emit = _quiet,
     command: str = "edgekd.search",
@@ -55,7 +55,7 @@ def search(
     if ranks.launched() > 1:
         hint = "start `edgekd search` several times instead: each is a worker of the same search"
         raise UsageError("a search does not run as one of several processes", where="search", hint=hint)
-    space = prepare(recipe, directory, fields)
+    space = prepare(recipe, Path(directory) if directory else None, fields)
     shared = False
     with study.quiet():
         found = study.open_study(space, storage)

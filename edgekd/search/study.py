@@ -137,11 +137,11 @@ def claim(space: Space, study: optuna.Study) -> Claimed | None:
     """A trial to work at: one that a dead process left, or a new one; None where all are taken."""
     with alone(space.directory):
         owner = _owner(space.directory)
-        optuna.storages.fail_stale_trials(study)
         for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             found = _taken_over(space, study, left, owner)
             if found is not None:
                 return found
+        optuna.storages.fail_stale_trials(study)
         if _spent(study) >= space.search.trials and not study.get_trials(states=(TrialState.WAITING,)):
             return None
         trial = study.ask({path: _distribution(axis) for path, axis in space.search.fields.items()})
