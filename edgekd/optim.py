@@ -75,7 +75,7 @@ class Averaged:
 def _averaged_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            yield name, parameter.data
+            yield name, parameter  # not its data: preparing for several processes exchanges it
     for name, buffer in network.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             yield name, buffer
