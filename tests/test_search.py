@@ -22,7 +22,7 @@ from processes import environ
 from edgekd.errors import RecipeError, StageError, UsageError
 from edgekd.pipeline import plan
 from edgekd.recipe import Recipe, load_recipe, parse_recipe, to_toml
-from edgekd.search import prepare, search
+from edgekd.search import prepare, search, study
 from edgekd.search.study import Numbered
 
 LR = "stage.distill.lr"
@@ -346,6 +346,24 @@ def test_workers_that_share_only_the_storage(tmp_path: Path) -> None:
     assert two["trials"][0]["value"] == one["trials"][0]["value"]
     assert [t["number"] for t in two["trials"]] == [0, 1]
     assert len(artifacts(tmp_path / "two", "distill")) == 1
+
+
+def test_a_trial_left_by_a_worker_elsewhere_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.search.study.GRACE_S", 2)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    asked = recipe(fields={LR: {"low": 0.05, "high": 0.3}}, trials=1)
+    space = prepare(asked, tmp_path / "here")
+    with study.quiet():
+        there = study.open_study(space, url)
+        left = there.ask({LR: optuna.distributions.FloatDistribution(0.05, 0.3)})
+        left.set_user_attr(study.OWNER, "a directory elsewhere")
+        with study.beating(left):
+            time.sleep(0.1)
+    events: list[dict[str, Any]] = []
+    document = search(asked, directory=tmp_path / "here", storage=url, emit=events.append)
+    assert [t["state"] for t in document["trials"]] == ["lost", "complete"]
+    assert document["trials"][0]["values"] != document["trials"][1]["values"]
+    assert events[0] == {"event": "waiting", "for": "other workers, who are at 1 trial"}
 
 
 def test_a_storage_that_cannot_be_used(tmp_path: Path) -> None:

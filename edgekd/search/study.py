@@ -212,8 +212,8 @@ def _owner(directory: Path) -> str:
 @contextlib.contextmanager
 def beating(trial: optuna.Trial) -> Iterator[None]:
     """Tell the storage of this trial that its worker lives, where workers elsewhere may want to know."""
-    storage = trial.storage
-    if not isinstance(storage, optuna.storages.RDBStorage) or storage.heartbeat_interval is None:
+    storage: Any = trial.storage
+    if storage.get_heartbeat_interval() is None:
         yield
         return
     over = threading.Event()
