@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..registry import register
+from .folded import folded
 from .network import knows
 
 __all__ = ["Ensemble", "confidence"]
@@ -58,13 +59,16 @@ class Ensemble(nn.Module):
     def __init__(
         self,
         networks: Sequence[nn.Module],
-        combine: Literal["mean", "fixed", "accuracy", "confidence", "random", "source"] = "mean",
+        combine: Annotated[
+            Literal["mean", "fixed", "accuracy", "confidence", "random", "source"],
+            Field(description="how their answers become one"),
+        ] = "mean",
         weights: Annotated[
             list[Annotated[float, Field(ge=0)]] | None, Field(description="of 'fixed': one per teacher")
         ] = None,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(n.eval().requires_grad_(False) for n in networks)
+        self.networks = nn.ModuleList(folded(n) for n in networks)
         self.combine = combine
         known = [knows(n) for n in networks]
         wide = max(len(k) for k in known)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, nearest
 from ..registry import register
+from .folded import folded
 
 __all__ = ["Frozen", "Placed", "knows"]
 
@@ -32,7 +33,7 @@ class Frozen(nn.Module):
             raise UsageError(
                 "this teacher does not know all classes", where="source", hint="source = 'ensemble', with more teachers"
             )
-        self.network = network.eval().requires_grad_(False)
+        self.network = folded(network)
 
     def train(self, mode: bool = True) -> Frozen:
         """Stays in evaluation mode whatever is asked."""

@@ -1,0 +1,80 @@
+"""Folding batch norms into a teacher's convolutions: same answers, same paths, the original untouched."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgekd.artifact import ModelSpec
+from edgekd.models import Tapped, build
+from edgekd.teachers import Frozen
+from edgekd.teachers.folded import folded
+
+
+def warmed(network: nn.Module) -> nn.Module:
+    """With statistics, scales and shifts that are not those of a fresh norm."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
+    return network.eval()
+
+
+def norms(network: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+@pytest.mark.parametrize(("use", "size"), [("cifar-resnet", 32), ("mobilenet", 32)])
+def test_a_folded_network_answers_the_same_and_has_no_norms_left(use: str, size: int) -> None:
+    network = warmed(build(ModelSpec(use=use, args={"num_classes": 10, "in_channels": 3})))
+    before = copy.deepcopy(network.state_dict())
+    image = torch.randn(4, 3, size, size)
+    made = folded(network)
+    assert norms(network) > 0
+    assert norms(made) == 0
+    torch.testing.assert_close(made(image), network(image), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert {p for p, _ in network.named_modules()} == {p for p, _ in made.named_modules()}
+
+
+def test_tapped_layers_give_what_they_gave() -> None:
+    network = warmed(build(ModelSpec(use="cifar-resnet", args={"depth": 8, "num_classes": 10, "in_channels": 3})))
+    image, taps = torch.randn(2, 3, 32, 32), ["layer1.0.conv1", "layer2.0.bn2", "layer3"]
+    expected = Tapped(network, taps)(image)
+    source = Frozen(Tapped(network, taps))
+    [found] = source({"image": image}, [{}])
+    assert norms(source) == 1  # the one behind the tapped convolution
+    for name in ("logits", *taps):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+class Odd(nn.Module):
+    """One convolution feeds two layers, one is used twice, and one network looks at its input."""
+
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.shared, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.twice, self.after = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.looks = looks
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.looks and x.mean() > 0:
+            x = x + 1
+        y = self.shared(x)
+        z = self.norm(y) + y
+        return (self.after(self.twice(self.twice(z)))).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_what_cannot_be_folded_stays(looks: bool) -> None:
+    network = warmed(Odd(looks))
+    image = torch.randn(2, 3, 8, 8)
+    made = folded(network)
+    assert norms(made) == 2
+    assert torch.equal(made(image), network(image))
