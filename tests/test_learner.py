@@ -108,7 +108,7 @@ def test_no_gradient_reaches_the_teacher_which_is_copied_and_left_alone() -> Non
     made({"image": X[:8], "label": Y[:8]})["loss"].backward()
     assert made.source is not None
     assert all(p.grad is None and not p.requires_grad for p in made.source.parameters())
-    assert not any(module.training for module in made.source.modules())
+    assert not any(module.training for child in made.source.children() for module in child.modules())
     assert all(p.grad is None and p.requires_grad for p in teacher.parameters())
     assert all(module.training for module in teacher.modules())
     assert made.student.training
