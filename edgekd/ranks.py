@@ -6,6 +6,7 @@ in `from_first`. Whatever ends one of them ends all, with one exit code, and one
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -100,6 +101,16 @@ def join() -> None:
         what = f"cannot meet the other processes: {str(error).partition(chr(10))[0]}"
         raise StageError(what, hint="start it by `torchrun` or `accelerate launch`, on ports that are free") from error
     _joined = _Joined(distributed.get_rank(), len(peers), group, peers)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    # Gloo's threads that outlive the interpreter abort the process; NCCL would wait for whoever has died.
+    from torch import distributed
+
+    if distributed.is_initialized() and (distributed.get_backend() == "gloo" or _joined is None or not _joined.said):
+        with contextlib.suppress(RuntimeError):
+            distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

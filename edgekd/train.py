@@ -89,6 +89,7 @@ def _accelerator(job: Job) -> Accelerator:
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         cpu=not torch.cuda.is_available(),
+        device_placement=False,  # buffers that are placed twice are no longer those that others hold
         log_with=list(job.trackers) or None,
         project_dir=job.log_directory / job.name,
         # A student may have parts that its objectives do not reach, such as a classifier it does not use.
@@ -135,7 +136,9 @@ class _Run:
     def __init__(self, learner: Learner, job: Job) -> None:
         self.job, self.settings, self.state = job, job.settings, _State()
         self.accelerator = _accelerator(job)
-        self.device = self.accelerator.device
+        # Of several processes Accelerate numbers the CPU, by which neither files nor tensors go.
+        device = self.accelerator.device
+        self.device = torch.device("cpu") if device.type == "cpu" else device
         self.learner = learner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         source = self.learner.source
         followed = source if source is not None and hasattr(source, "follow") else None
