@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -22,14 +23,14 @@ def folded(network: nn.Module) -> nn.Module:
     whose forward cannot be traced is given back unfolded.
     """
     network = copy.deepcopy(network).eval().requires_grad_(False)
-    inner, taps = network, set()
-    while isinstance(wrapped := getattr(inner, "network", None), nn.Module):
+    inner, taps = network, set[str]()
+    while hasattr(inner, "taps") or hasattr(inner, "known"):  # wrapped to be tapped, or to place its classes
         taps |= set(getattr(inner, "taps", ()))
-        inner = wrapped
+        inner = inner.get_submodule("network")
     for conv, norm in list(_pairs(inner)):
         if conv not in taps:
-            fused = fuse_conv_bn_eval(inner.get_submodule(conv), inner.get_submodule(norm))  # type: ignore[type-var,arg-type]
-            inner.set_submodule(conv, fused)
+            pair: Any = inner.get_submodule(conv), inner.get_submodule(norm)
+            inner.set_submodule(conv, fuse_conv_bn_eval(*pair))
             inner.set_submodule(norm, nn.Identity().eval())
     return network
 
