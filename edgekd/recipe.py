@@ -158,7 +158,9 @@ class Search(BaseModel):
     """What `edgekd search` tries out; nothing else reads it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    fields: Annotated[dict[str, Axis], BeforeValidator(_flat)] = Field(
+    fields: Annotated[
+        dict[str, Axis], BeforeValidator(_flat, json_schema_input_type=dict[str, Axis | list[Any] | dict[str, Any]])
+    ] = Field(
         default={}, description='"stage.distill.lr" = { low = 0.01, high = 0.5, log = true }, or a list of choices'
     )
     trials: int = Field(20, gt=0, description="how many, pruned ones and those of all workers included")

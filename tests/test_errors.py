@@ -6,6 +6,7 @@ import pytest
 
 from edgekd.errors import (
     ArtifactError,
+    Diverged,
     EdgekdError,
     MissingExtra,
     Problem,
@@ -23,6 +24,7 @@ from edgekd.screen import show_error
         (UsageError, EdgekdError, 2),
         (StageError, EdgekdError, 3),
         (ArtifactError, StageError, 3),
+        (Diverged, StageError, 3),
         (MissingExtra, EdgekdError, 3),
     ],
 )

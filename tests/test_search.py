@@ -161,7 +161,7 @@ def test_keys_of_stages_and_the_recipes_text_do_not_depend_on_the_search(tmp_pat
         ({"fields": {"stage.distill.objectives.3.tau": [1, 2]}}, "search.fields.", "no such entry", "ce, kl"),
         ({"fields": {LR: {"low": -0.1, "high": 0.1}}}, f"search.fields.{LR}", "greater than 0, got -0.1", None),
         ({"fields": {"stage.distill.ema": [0.9, 1.5]}}, "search.fields.stage.distill.ema", "got 1.5", "averaged"),
-        ({"fields": {"gate.size_mb.max": [1.0, 2.0]}}, "search.fields.gate", "changes nothing up to", "a later stage"),
+        ({"fields": {"gate.size_mb.max": [1.0, 2.0]}}, "search.fields.gate", "changes nothing up to", "another field"),
         ({"fields": {LR: [0.1, 0.2]}, "stage": "distil"}, "search.stage", "no stage 'distil'", "'distill'"),
         ({"fields": {LR: [0.1, 0.2]}, "metric": "acuracy"}, "search.metric", "no metric 'acuracy'", "'accuracy'"),
         ({"fields": {LR: [0.1, 0.2]}, "trial": 3}, "search.trial", "unknown key", "'trials'"),
@@ -190,6 +190,16 @@ def test_problems_come_together_and_taps_are_checked(tmp_path: Path) -> None:
     assert "no validation split" in found["search"].what
     assert found["search"].hint == "data.validation = 0.1"
     assert "layer9" in found["search.fields.stage.distill.objectives.hint.student"].what
+
+
+def test_a_field_of_a_later_stage_names_it(tmp_path: Path) -> None:
+    longer = table(fields={"stage.prune.heal.lr": [0.1, 0.2]})
+    longer["stage"].append({"use": "prune", "target": {"macs": 0.8}, "heal": {"epochs": 1}})
+    with pytest.raises(RecipeError, match="changes nothing up to the stage 'distill'") as caught:
+        prepare(parse_recipe(longer), tmp_path)
+    assert caught.value.problems[0].hint == "search.stage = 'prune'"
+    longer["search"]["stage"] = "prune"
+    assert prepare(parse_recipe(longer), tmp_path).shared == "distill"
 
 
 def test_an_export_is_not_judged(tmp_path: Path) -> None:

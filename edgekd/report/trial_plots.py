@@ -149,7 +149,7 @@ def _heights(values: Sequence[float], size: tuple[int, int]) -> Scale:
 
 def _axes(x: Scale, y: Scale, quality: Quality, name: str, marks: Sequence[tuple[float, str]]) -> list[str]:
     parts = [text(4, 14, f"{quality.name} on validation{', %' if quality.fraction else ''}", "axis-name")]
-    for t in ticks(y.low, y.high, 4):
+    for t in ticks(y.low, y.high, 6):
         parts += [line(x.start, y(t), x.end, y(t), "grid")]
         parts.append(text(x.start - 8, y(t) + 4, tick(100 * t if quality.fraction else t), "tick", "end"))
     parts.append(line(x.start, y.start, x.end, y.start, "axis"))

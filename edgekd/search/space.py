@@ -201,7 +201,9 @@ def _probed(base: Plan, path: str, axis: Axis, stage: str) -> list[list[Step]]:
             raise RecipeError([Problem(place, f"{first.what}{inner}", first.hint)]) from error
     if len(found) > 1 and len({tuple(s.key for s in steps) for steps in found}) == 1:
         what = f"changes nothing up to the stage {stage!r}: every trial would be the same"
-        raise RecipeError([Problem(place, what, "name a later stage: search.stage = 'prune'")])
+        named = path.split(".")[1] if path.startswith("stage.") else ""
+        later = next((s.name for s in base.steps if s.group == named and s.stage.kind != "export"), None)
+        raise RecipeError([Problem(place, what, f"search.stage = {later!r}" if later else "search another field")])
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,9 +59,8 @@ def test_a_search_prints_trials_and_says_how_to_go_on(edgekd: Call, place: Path)
     assert "plot: runs/tiny-search/search.html" in done.err
     command = done.err.splitlines()[-1].split()
     assert command[:3] == ["edgekd", "run", "runs/tiny-search/best.toml"]
-    went_on = edgekd(*command[1:], "--until", "distill", cwd=place)
-    assert went_on.code == 0
-    assert went_on.err.count("complete, skipped") == 2
+    there = edgekd("check", *command[2:], cwd=place)
+    assert re.findall(r"^  (\w+) +complete ", there.out, re.MULTILINE) == ["teacher", "distill"]
     assert load_recipe(place / "runs" / "tiny-search" / "best.toml").search is None
 
 
@@ -83,6 +83,11 @@ def test_check_validates_a_search_and_tells_of_it(edgekd: Call, place: Path, tmp
     assert "hint: did you mean 'tau'?" in refused.err
     schema = json.loads(edgekd("schema").out)
     assert {"fields", "trials", "stage", "metric"} <= set(schema["$defs"]["Search"]["properties"])
+    validated = tmp_path / "schema.json"
+    validated.write_text(json.dumps(schema))
+    command = ["check_jsonschema", "--schemafile", str(validated), str(place / "recipe.toml")]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_without_optuna_the_extra_is_named(edgekd: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
