@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, get_args
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from .attack import Attack
-from .errors import RecipeError, UsageError
+from .errors import EdgekdError, Problem, RecipeError, UsageError
 from .models import Tapped
 from .objectives import Objectives
-from .objectives.spec import ObjectiveSpec
+from .objectives.spec import ObjectiveSpec, bind_objective
 from .registry import validation_problems
 from .teachers import Frozen, asks_network, make_source
 
-__all__ = ["Learner", "Student", "parse_objectives"]
+__all__ = ["Learner", "Student", "objectives_of", "parse_objectives"]
 
 Outputs = dict[str, Tensor]
 
@@ -95,17 +95,13 @@ class Learner(nn.Module):
         attack: Attack | None = None,
     ) -> Learner:
         """The same for several students and teachers: one answer of the source per batch teaches all students."""
-        weighted = [Objectives(parse_objectives(s.objectives, s.where), s.where) for s in students]
-        for made, student in zip(weighted, students, strict=True):
-            if not made.labels:
-                raise UsageError("no objectives: nothing to learn", where=student.where, hint="at least 'ce'")
-            _check_taps(made, "student", student.network)
+        weighted = objectives_of(students, teachers[:1] if asks_network(source) else None)
         asked = any(w.needs_teacher for w in weighted)
         if asked and asks_network(source) and not teachers:
             where = students[0].where
             raise UsageError("these objectives need a teacher", where=where, hint="give one, or use only 'ce'")
         networks = [tap(s.network, w.taps("student")) for s, w in zip(students, weighted, strict=True)]
-        teaching = _teaching(source, teachers, students, networks, weighted) if asked else None
+        teaching = _teaching(source, teachers, networks, weighted) if asked else None
         learner = cls(networks, weighted, teaching, names=[s.name for s in students], attack=attack)
         first = teachers[0] if teachers else None
         for made, student in zip(weighted, students, strict=True):
@@ -184,19 +180,37 @@ class Learner(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def objectives_of(students: Sequence[Student], teacher: Sequence[nn.Module] | None) -> list[Objectives]:
+    """Each student's objectives, with their taps checked. Raises RecipeError with the problems of all students.
+
+    `teacher` holds the one whose features are taught, or nobody; None where students are taught by their own.
+    """
+    made: list[Objectives] = []
+    problems: list[Problem] = []
+    for student in students:
+        try:
+            made.append(Objectives(parse_objectives(student.objectives, student.where), student.where))
+            if not made[-1].labels:
+                raise UsageError("no objectives: nothing to learn", where=student.where, hint="at least 'ce'")
+        except EdgekdError as error:
+            problems += error.problems
+            continue
+        problems += _tap_problems(made[-1], "student", student.network)
+        for network in [student.network] if teacher is None else teacher:
+            problems += _tap_problems(made[-1], "teacher", network)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))  # students that share objectives share what is wrong
+    return made
+
+
 def _teaching(
     source: Callable[..., nn.Module],
     teachers: Sequence[nn.Module],
-    students: Sequence[Student],
     networks: Sequence[nn.Module],
     weighted: Sequence[Objectives],
 ) -> nn.Module:
     taps = list(dict.fromkeys(t for w in weighted for t in w.taps("teacher")))
-    asked = asks_network(source)
-    for made, student in zip(weighted, students, strict=True):
-        # A source without a trained network teaches by the students' own features, if by any.
-        _check_taps(made, "teacher", teachers[0] if asked else student.network)
-    tapped = [_tapped(t, taps if i == 0 else []) for i, t in enumerate(teachers)] if asked else []
+    tapped = [_tapped(t, taps if i == 0 else []) for i, t in enumerate(teachers)] if asks_network(source) else []
     return make_source(source, tapped, networks, taps)
 
 
@@ -217,13 +231,14 @@ def _in_evaluation(network: nn.Module, example: Tensor) -> Outputs:
     return found
 
 
-def _check_taps(objectives: Objectives, of: str, network: nn.Module) -> None:
+def _tap_problems(objectives: Objectives, of: str, network: nn.Module) -> Iterator[Problem]:
     inner = getattr(network, "network", network) if hasattr(network, "known") else network
     for place, module in zip(objectives.places, objectives.modules_list, strict=True):
-        try:
-            Tapped(inner, getattr(module, f"{of}_taps", ()))
-        except UsageError as error:
-            raise UsageError(f"{of}: {error.problem.what}", where=f"{place}.{of}", hint=error.problem.hint) from error
+        for tap in dict.fromkeys(getattr(module, f"{of}_taps", ())):
+            try:
+                Tapped(inner, [tap])
+            except UsageError as error:
+                yield Problem(f"{place}.{of}", f"{of}: {error.problem.what}", error.problem.hint)
 
 
 def _with_taught(batch: dict[str, Any], teacher: Outputs) -> dict[str, Any]:
@@ -239,8 +254,21 @@ def _float(outputs: Outputs) -> Outputs:
 
 
 def parse_objectives(entries: Sequence[Any], where: str = "objectives") -> list[Any]:
-    """Recipe entries as ObjectiveSpec. Raises RecipeError with every problem."""
-    try:
-        return TypeAdapter(list[ObjectiveSpec]).validate_python(list(entries))
-    except ValidationError as error:
-        raise RecipeError(validation_problems(error, where)) from error
+    """Recipe entries as ObjectiveSpec. Raises RecipeError with every problem, those of arguments included."""
+    adapter, model = TypeAdapter(ObjectiveSpec), get_args(ObjectiveSpec)[0]
+    specs: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for i, entry in enumerate(entries):
+        place = f"{where}[{i}]"
+        try:
+            specs[place] = adapter.validate_python(entry)
+        except ValidationError as error:
+            problems += validation_problems(error, place, model)
+    if not problems:
+        return list(specs.values())
+    for place, spec in specs.items():
+        try:
+            bind_objective(spec, place)
+        except EdgekdError as error:
+            problems += error.problems
+    raise RecipeError(problems)

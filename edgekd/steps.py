@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.teaching import expert_of
 
 __all__ = ["Step", "collect", "drafts", "steps"]
+
+#: How far means and standard deviations of images in [0, 1] may lie apart: those of another draw of the same data do.
+CLOSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -100,50 +103,58 @@ class _Building:
         self.specs: dict[str, ModelSpec | None] = {}
         self.experts: dict[str, Expert] = {}
         self.keys: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
         self.fleet: list[str] = []  # the students of the last distillation
         self.last: str | None = None
         self.distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
 
     def find(self, name: str, where: str) -> str | Artifact:
         """What a recipe names: an earlier stage, or an artifact's directory. Raises UsageError."""
-        if name in self.specs:
-            return name
-        if (Path(name) / MANIFEST).is_file():
-            return Artifact.open(name)
+        found: str | Artifact | None = name if name in self.specs else None
+        if (Path(name) / MANIFEST).is_file() and found is None:
+            found = Artifact.open(name)
+        kind = found.manifest.kind if isinstance(found, Artifact) else self.kinds.get(name)
+        if kind in ("quantize", "export"):
+            raise UsageError(f"{name} holds no float network", where=where, hint="name the stage before it")
+        if found is not None:
+            return found
         hint = nearest(name, self.specs) or f"there are: {', '.join(self.specs)}"
         raise UsageError(f"no earlier stage and no artifact {name!r}", where=where, hint=hint)
 
     def parents(self, stage: Any, where: str) -> dict[str, str | Artifact]:
-        """What a stage builds on, by role: `source`, `teacher`, `teacher.2`, ..., `start.NAME`. Raises UsageError."""
+        """What a stage builds on, by role: `source`, `teacher`, `teacher.2`, ..., `start.NAME`. Raises RecipeError."""
         found: dict[str, str | Artifact] = {}
         if stage.kind == "teacher":
             return found
         before: str | Artifact | None = self.last or self.source
+        named = {f"start.{name}": (name, place) for name, place in getattr(stage, "starts", {}).items()}
         if getattr(stage, "after", None):
-            before = self.find(stage.after, f"{where}.after")
+            named["source"], before = (stage.after, "after"), None
         if before is not None and stage.kind != "average" and not getattr(stage, "fresh", False):
             found["source"] = before
-        for i, one in enumerate(self._teachers(stage, where)):
-            found["teacher" if i == 0 else f"teacher.{i + 1}"] = one
-        for name, place in getattr(stage, "starts", {}).items():
-            found[f"start.{name}"] = self.find(name, f"{where}.{place}")
+        asked, place = (stage.heal, "heal.teacher") if hasattr(stage, "heal") else (stage, "teacher")
+        for i, name in enumerate(getattr(asked, "teacher", None) or []):
+            named[_teacher_role(i)] = (name, place)
+        if hasattr(asked, "teacher") and not asked.teacher:
+            found |= {_teacher_role(i): one for i, one in enumerate(self._every_teacher())}
+        problems: list[Problem] = []
+        for role, (name, place) in named.items():
+            one = collect(problems, where, partial(self.find, name, f"{where}.{place}"))
+            if one is not None:
+                found[role] = one
+        if problems:
+            raise RecipeError(problems)
         return found
 
-    def _teachers(self, stage: Any, where: str) -> list[str | Artifact]:
-        heals = hasattr(stage, "heal")
-        asked = stage.heal if heals else stage
-        if not hasattr(asked, "teacher"):
-            return []
-        if asked.teacher:
-            place = f"{where}.heal.teacher" if heals else f"{where}.teacher"
-            return [self.find(name, place) for name in asked.teacher]
+    def _every_teacher(self) -> list[str | Artifact]:
         if self.source is not None:
             return [self.teacher] if self.teacher is not None else []
         return [step.name for step in self.steps if step.stage.kind == "teacher"]
 
     def expert(self, found: str | Artifact) -> Expert | None:
         """A teacher as far as it is known; None for a stage that failed its check."""
-        return self.experts.get(found) if isinstance(found, str) else expert_of(found)
+        # Another run's validation images may have trained it, or be other ones.
+        return self.experts.get(found) if isinstance(found, str) else replace(expert_of(found), accuracy=None)
 
     def spec(self, found: str | Artifact | None) -> ModelSpec | None:
         return self.specs.get(found) if isinstance(found, str) else found.manifest.model if found is not None else None
@@ -155,12 +166,13 @@ class _Building:
         """Later stages may build on this one."""
         stage: Any = step.stage
         self.steps.append(step)
-        self.specs[step.name], self.keys[step.name] = step.spec, step.key
+        self.specs[step.name], self.keys[step.name], self.kinds[step.name] = step.spec, step.key, stage.kind
         if step.spec is not None and stage.kind not in ("quantize", "export"):
             apart = stage.kind != "teacher" or stage.weights is None or stage.held_out
             classes = getattr(stage, "classes", None) or data.classes
             # Its accuracy is not known before it is there; any figure does for a check.
-            self.experts[step.name] = Expert(step.spec, step.key, classes, 0.5 if apart else None)
+            accuracy = 0.5 if apart and len(data.validation) else None
+            self.experts[step.name] = Expert(step.spec, step.key, classes, accuracy)
 
 
 def steps(
@@ -210,6 +222,10 @@ def _checked(
     problems: list[Problem],
 ) -> list[ModelSpec | None]:
     """The networks that a stage will leave behind (one per student), as far as they are known."""
+    foreign = [p for role, parent in parents.items() for p in _foreign(role, parent, made, stage, data, where)]
+    if foreign:
+        problems += dict.fromkeys(foreign)
+        return []
     experts = [made.expert(parent) for role, parent in parents.items() if role.startswith("teacher")]
     starts = {r.removeprefix("start."): made.spec(p) for r, p in parents.items() if r.startswith("start.")}
     known = {name: spec for name, spec in starts.items() if spec is not None}
@@ -222,6 +238,40 @@ def _checked(
     if spec is None or any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):
         return []  # a network that fails would fail again in every later stage
     return stage.specs(context) if getattr(stage, "students", []) else [spec]
+
+
+def _teacher_role(i: int) -> str:
+    return "teacher" if i == 0 else f"teacher.{i + 1}"
+
+
+def _foreign(
+    role: str, parent: str | Artifact, made: _Building, stage: Any, data: Dataset, where: str
+) -> Iterator[Problem]:
+    """What does not fit in an artifact from elsewhere that a recipe names by its directory."""
+    if isinstance(parent, str) or parent in (made.source, made.teacher):
+        return
+    teaches = role.startswith("teacher")
+    own = "after" if role == "source" else getattr(stage, "starts", {}).get(role.removeprefix("start."), "")
+    place = f"{where}.{'heal.teacher' if hasattr(stage, 'heal') else 'teacher'}" if teaches else f"{where}.{own}"
+    manifest = parent.manifest
+    seen, name = manifest.preprocessing, parent.path
+    if seen.size != data.size:
+        own, other = ("x".join(map(str, size)) for size in (seen.size, data.size))
+        yield Problem(place, f"{name} was made for images of {own}, the data have {other}", "resize one of them")
+        return
+    unknown = [c for c in manifest.classes if c not in data.classes]
+    if unknown or (manifest.classes != data.classes and not teaches):
+        what = f"knows the class {unknown[0]!r}, the data do not" if unknown else "has other classes than the data"
+        hint = nearest(unknown[0], data.classes) if unknown else "the same classes in the same order are needed"
+        yield Problem(place, f"{name} {what}", hint)
+    gaps = [abs(a - b) for a, b in zip([*seen.mean, *seen.std], [*data.mean, *data.std], strict=True)]
+    if max(gaps) > CLOSE:
+        wanted = f"data.normalize = {{ mean = {_rounded(seen.mean)}, std = {_rounded(seen.std)} }}"
+        yield Problem(place, f"{name} was trained with another normalisation", wanted)
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def _position(source: Artifact) -> int:

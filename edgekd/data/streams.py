@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import UsageError
+from ..errors import EdgekdError, Problem, RecipeError, UsageError
 from ..recipe import Component, DataSpec
 from .augment import Augmentation
 from .dataset import load
@@ -64,8 +64,11 @@ def _loaded(text: str, labelled: bool) -> Dataset:
 
 def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: int, where: str) -> Stream:
     """The stream of a recipe entry. Raises UsageError or RecipeError: what cannot be loaded, images of another size,
-    images of the test split, other classes on the same head."""
-    data = loaded(spec)
+    images of the test split (or labelled ones of the validation split), other classes on the same head."""
+    try:
+        data = loaded(spec)
+    except EdgekdError as error:
+        raise RecipeError([_within(problem, where) for problem in error.problems]) from error
     if data.size != main.size or data.train.images.dtype != main.train.images.dtype:
         sizes = " and ".join("x".join(map(str, d.size)) + f" {d.train.images.dtype}" for d in (data, main))
         raise UsageError(f"images differ from the main data's: {sizes}", where=where, hint="resize one of them")
@@ -76,6 +79,10 @@ def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: in
             where=where,
             hint="take them out: figures would mean nothing",
         )
+    held_out = _shared(data.train.images, main.validation.images) if isinstance(spec, Mixed) else 0
+    if held_out:
+        what = f"{held_out} of its images are in the validation split, by which weights are chosen"
+        raise UsageError(what, where=where, hint="take them out, or bring a validation split of your own")
     classes = data.classes
     # A network is trained with one normalisation, that of the main data.
     data = replace(data, mean=main.mean, std=main.std)
@@ -85,6 +92,13 @@ def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: in
         what = f"has {len(classes)} classes ({', '.join(classes[:3])}, ...), the main data other ones"
         raise UsageError(what, where=where, hint='give it a head of its own: on = "NAME"')
     return Stream(data, spec.batch, number, offset, head=spec.on)
+
+
+def _within(problem: Problem, where: str) -> Problem:
+    """A problem of a stream's data at the stream's own place: `data.root` is `stage[0].unlabelled.root`."""
+    own = problem.where
+    place = where + own.removeprefix("data") if own.startswith("data") else f"{where} ({own})" if own else where
+    return Problem(place, problem.what, problem.hint)
 
 
 def _shared(images: Tensor, test: Tensor) -> int:

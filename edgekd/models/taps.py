@@ -28,8 +28,8 @@ class Tapped(nn.Module):
         for tap in taps:
             if tap not in known:
                 close = difflib.get_close_matches(tap, known, n=3, cutoff=0.5)
-                top = [path for path in known if "." not in path]
-                hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"at the top: {', '.join(top)}"
+                top = f"at the top: {', '.join(path for path in known if '.' not in path)}"
+                hint = f"did you mean {' or '.join(map(repr, close))}? {top}" if close else top
                 raise UsageError(f"the network has no module {tap!r} to tap", hint=hint)
         self.network = network
         self.taps = tuple(dict.fromkeys(taps))

@@ -67,10 +67,16 @@ class Objectives(nn.Module):
         self.heads = [spec.on for spec in specs]
         self.inputs = [spec.input for spec in specs]
         self.places = [f"{where}[{i}]" for i in range(len(specs))]
-        placed = list(zip(specs, self.places, strict=True))
-        self.modules_list = nn.ModuleList(bind_objective(spec, place) for spec, place in placed)
-        rules = [_placed(partial(rule, spec.weight, "weight"), place) for spec, place in placed]
-        self.weights = nn.ModuleList(rules)
+        problems: list[Problem] = []
+        self.modules_list, self.weights = nn.ModuleList(), nn.ModuleList()
+        for spec, place in zip(specs, self.places, strict=True):
+            try:
+                self.modules_list.append(bind_objective(spec, place))
+                self.weights.append(_placed(partial(rule, spec.weight, "weight"), place))
+            except EdgekdError as error:
+                problems += error.problems
+        if problems:
+            raise RecipeError(problems)
         uses = [spec.use for spec in specs]
         self.labels = [u if uses.count(u) == 1 else f"{u}-{i}" for i, u in enumerate(uses)]
 

@@ -37,9 +37,11 @@ class AverageStage(BaseModel):
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
         """Two students or more."""
         specs = [context.starts[name] for name in self.members]
+        place, hint = f"{context.where}.members", 'members = ["distill.a", "distill.b"]'
         if len(specs) < 2:
-            what = f"needs two students or more, got {len(specs)}"
-            return None, [Problem(f"{context.where}.members", what, 'members = ["distill.a", "distill.b"]')]
+            return None, [Problem(place, f"needs two students or more, got {len(specs)}", hint)]
+        if len(set(self.members)) < len(self.members):
+            return None, [Problem(place, "names one student twice", hint)]
         return averaged(specs), []
 
     def inputs(self) -> dict[str, str]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..artifact import digest
 from ..data import Dataset
+from ..errors import EdgekdError
 from ..learner import parse_objectives
 from ..objectives import Objectives
 from ..recipe import Recipe
-from ..registry import bind, resolve
+from ..registry import bind
 from ..teachers import FILLED_IN, Cached
 from ..teachers.cached import cache_bytes, view_file
 from .teaching import Teaching, cache_key, teaching
@@ -37,14 +38,16 @@ def default_directory(run: Path, key: Mapping[str, Any]) -> Path:
 def cache_of(stage: Any, teachers: Sequence[str], recipe: Recipe, data: Dataset, run: Path) -> Cache | None:
     """The cache that a stage, checked before, will read; None where it asks no cached teacher. `teachers` are keys."""
     asked = _asked(stage)
-    if asked is None or resolve("teachers", asked.source.use)[0] is not Cached:
+    if asked is None:
         return None
     each = [s.objectives for s in getattr(stage, "students", []) if s.objectives is not None]
-    if not any(Objectives(parse_objectives(o)).needs_teacher for o in [asked.objectives, *each]):
-        return None
-    _, args, problems = bind("teachers", asked.source.use, asked.source.args, "source", skip=FILLED_IN)
-    if problems:
+    try:
+        component, args, problems = bind("teachers", asked.source.use, asked.source.args, "source", skip=FILLED_IN)
+        taught = any(Objectives(parse_objectives(o)).needs_teacher for o in [asked.objectives, *each])
+    except EdgekdError:
         return None  # told by the check
+    if component is not Cached or problems or not taught:
+        return None
     precision = getattr(stage, "heal", stage).precision
     key = cache_key(recipe, data, teachers, args["of"], args["top"], precision)
     directory = args["directory"] or default_directory(run, key)

@@ -12,9 +12,10 @@ from ..artifact import Artifact, ModelSpec
 from ..attack import AttackSpec
 from ..checkpoint import metrics_file
 from ..data import Dataset, Mixed, Stream, Unlabelled, loaded, open_stream
-from ..errors import EdgekdError, Problem
-from ..learner import Student
+from ..errors import EdgekdError, Problem, RecipeError
+from ..learner import Student, parse_objectives
 from ..models import build, specify
+from ..objectives import Objectives
 from ..profile import Profile
 from ..recipe import Component, ComponentField, Training
 from ..registry import register, resolve
@@ -79,7 +80,10 @@ class Distill(Training):
     @property
     def carried(self) -> Teaching:
         """What later stages take over: where its source needs students that learn together, they ask the teacher."""
-        component, _ = resolve("teachers", self.source.use)
+        try:
+            component, _ = resolve("teachers", self.source.use)
+        except EdgekdError:  # told by the check
+            return self.teaching
         source = self.source if getattr(component, "carries", True) else Component(use="frozen")
         return self.teaching._replace(source=source)
 
@@ -88,19 +92,46 @@ class Distill(Training):
         where = context.where
         problems = list(self._shape_problems(where))
         streams: list[Stream] = []
+        made: list[tuple[str, ModelSpec, list[Any], str]] = []
         try:
             streams = self._streams(context.data, where)
-            made = [] if problems else self._students(context)
+        except EdgekdError as error:
+            problems += error.problems
+        try:
+            made = [] if problems and self.students else self._students(context)
         except EdgekdError as error:
             return None, [*problems, *error.problems]
         if not made:
             return None, problems
-        images = len(context.data.train) + sum(len(s.data.train) for s in streams)
-        problems += learner_problems(made, self.teaching, self, context, where, images)
-        if streams and self.source.use == "cached":
-            what = "a cached teacher has not seen the further images"
-            problems.append(Problem(f"{where}.source", what, "source = 'frozen'"))
+        problems += learner_problems(made, self.teaching, self, context, where, streams)
+        problems += self._unused(made, len(context.teachers), where)
         return made[0][1], problems
+
+    def _unused(
+        self, made: Sequence[tuple[str, ModelSpec, list[Any], str]], teachers: int, where: str
+    ) -> Iterator[Problem]:
+        """What would train on without a word although the recipe means something else by it."""
+        try:
+            objectives = [Objectives(parse_objectives(entries)) for _, _, entries, _ in made]
+        except EdgekdError:
+            return  # told already
+        asked = any(o.needs_teacher for o in objectives)
+        hint = 'for example { use = "kl", tau = 4.0 }'
+        if not asked and "source" in self.model_fields_set:
+            yield Problem(f"{where}.source", "no objective asks a teacher", hint)
+        if self.unlabelled is not None and not asked and not any(o.taps("student") for o in objectives):
+            yield Problem(f"{where}.unlabelled", "every objective looks at labels, these images have none", hint)
+        heads = {head for o in objectives for head in o.heads}
+        for i, mixed in enumerate(self.mix):
+            if mixed.on not in heads:
+                what = f"no objective is for the head {mixed.on!r}"
+                yield Problem(f"{where}.mix[{i}].on", what, f'{{ use = "ce", on = "{mixed.on}" }}')
+        sets = 1 + len(self.mix) + (self.unlabelled is not None)
+        if self.source.use == "ensemble" and self.source.args.get("combine") == "source" and teachers != sets:
+            what = f"{teachers} teachers for {sets} data sets (the main one, those of mix, the unlabelled one)"
+            yield Problem(f"{where}.source.combine", what, "one for each, in this order; one may be named twice")
+        if sets > 1 and self.source.use == "cached":
+            yield Problem(f"{where}.source", "a cached teacher has not seen the further images", "source = 'frozen'")
 
     def specs(self, context: Context) -> list[ModelSpec]:
         """The students' networks, in their order."""
@@ -108,7 +139,7 @@ class Distill(Training):
 
     def _shape_problems(self, where: str) -> Iterator[Problem]:
         if self.epochs == 0:
-            yield Problem(f"{where}.epochs", "must be at least 1, got 0")
+            yield Problem(f"{where}.epochs", "must be at least 1, got 0", "how often all training images are seen")
         if self.model is not None and self.students:
             yield Problem(f"{where}.students", "stands beside model", "put the model among the students")
         if len(set(self.names)) < len(self.names):
@@ -126,15 +157,22 @@ class Distill(Training):
             spec = self._specified(self.model, context.data, f"{where}.model") if self.model else context.source
             return [] if spec is None else [("student", spec, self.objectives, f"{where}.objectives")]
         made = []
+        problems: list[Problem] = []
         for i, (name, student) in enumerate(zip(self.names, self.students, strict=True)):
             place = f"{where}.students[{i}]"
-            if student.model is not None:
-                spec = self._specified(student.model, context.data, f"{place}.model")
-            else:
-                spec = context.starts[student.start or ""]
+            try:
+                if student.model is not None:
+                    spec = self._specified(student.model, context.data, f"{place}.model")
+                else:
+                    spec = context.starts[student.start or ""]
+            except EdgekdError as error:
+                problems += error.problems
+                continue
             own = student.objectives is not None
             place = f"{place}.objectives" if own else f"{where}.objectives"
             made.append((name, spec, student.objectives if own else self.objectives, place))
+        if problems:
+            raise RecipeError(problems)
         return made  # type: ignore[return-value]
 
     def _specified(self, model: Component, data: Dataset, where: str) -> ModelSpec:
@@ -142,13 +180,20 @@ class Distill(Training):
 
     def _streams(self, data: Dataset, where: str) -> list[Stream]:
         made: list[Stream] = []
+        problems: list[Problem] = []
         offset = len(data.train)
         entries = [(m, f"{where}.mix[{i}]") for i, m in enumerate(self.mix)]
         if self.unlabelled is not None:
             entries.append((self.unlabelled, f"{where}.unlabelled"))  # type: ignore[arg-type]
         for number, (entry, place) in enumerate(entries, 1):
-            made.append(open_stream(entry, data, number, offset, place))
+            try:
+                made.append(open_stream(entry, data, number, offset, place))
+            except EdgekdError as error:
+                problems += error.problems
+                continue
             offset += len(made[-1].data.train)
+        if problems:
+            raise RecipeError(problems)
         return made
 
     def inputs(self) -> dict[str, str]:

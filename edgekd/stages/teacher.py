@@ -48,6 +48,8 @@ class Teacher(Training):
         if unknown:
             what = f"the data have no class {unknown[0]!r}"
             return None, [Problem(f"{context.where}.classes", what, nearest(unknown[0], context.data.classes))]
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            return None, [Problem(f"{context.where}.classes", "names one class twice", "each class once, in its order")]
         context = replace(context, data=self._data(context.data))
         try:
             spec = _specify(self.model, context.data, f"{context.where}.model")

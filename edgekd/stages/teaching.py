@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 
 from ..artifact import Artifact, ModelSpec, digest
 from ..attack import Attack, AttackSpec
-from ..data import Dataset, augmentations
+from ..data import Dataset, Stream, augmentations
 from ..data.augment import Mixture
 from ..errors import ArtifactError, EdgekdError, Problem, UsageError
-from ..learner import Learner, Student
+from ..learner import Learner, Student, objectives_of
 from ..models import build, load_state, outputs
 from ..precision import precision_of
 from ..profile import Profile
@@ -103,9 +104,11 @@ def load_network(artifact: Artifact) -> nn.Module:
     return network
 
 
-def experts_of(artifacts: Sequence[Artifact]) -> list[tuple[Expert, nn.Module]]:
-    """Teachers from their artifacts, with their networks."""
-    return [(expert_of(a), load_network(a)) for a in artifacts]
+def experts_of(artifacts: Sequence[Artifact], run: Path) -> list[tuple[Expert, nn.Module]]:
+    """Teachers from their artifacts, with their networks. Accuracies are those of teachers of this run."""
+    own = [a.path.resolve().parent == run.resolve() for a in artifacts]
+    experts = [expert_of(a) if o else replace(expert_of(a), accuracy=None) for a, o in zip(artifacts, own, strict=True)]
+    return [(expert, load_network(a)) for expert, a in zip(experts, artifacts, strict=True)]
 
 
 def expert_of(artifact: Artifact) -> Expert:
@@ -173,11 +176,11 @@ def learner_problems(
     settings: Training,
     context: Context,
     where: str,
-    images: int = 0,
+    streams: Sequence[Stream] = (),
 ) -> list[Problem]:
     """Put students (name, spec, objectives, place), teachers and objectives together on a blank image and collect what
     does not fit."""
-    data = context.data
+    data, problems = context.data, _setting_problems(settings, context.data, where)
     try:
         teachers = placed([(e, build(e.spec)) for e in context.teachers], data)
         example = torch.zeros(2, *data.size)
@@ -186,14 +189,64 @@ def learner_problems(
             network = build(spec)
             _check_answers(network, spec, example, len(data.classes))
             made.append(Student(network, objectives, name, place))
-        learner = learner_of(made, teachers, teaching, data, example, images or len(data.train), where)
-        problems = [p for objectives in learner.weighted for p in objectives.too_long(settings.epochs)]
+        try:
+            source_of(teaching.source, f"{where}.source")
+        except EdgekdError as error:
+            problems += error.problems
+            objectives_of(made, teachers[:1])  # tell at once what else is wrong
+            return problems
+        images = len(data.train) + sum(len(stream.data.train) for stream in streams)
+        learner = learner_of(made, teachers, teaching, data, example, images, where)
+        problems += [p for objectives in learner.weighted for p in objectives.too_long(settings.epochs)]
         problems += _input_problems(learner, settings, context, where)
-        if settings.epochs:
-            precision_of(settings)
+        if not problems:
+            _try_step(learner, example, _last_labels(data, streams), where)
     except EdgekdError as error:
-        return [_placed(problem, where) for problem in error.problems]
+        problems += [_placed(problem, where) for problem in error.problems]
+    return list(dict.fromkeys(problems))
+
+
+def _setting_problems(settings: Training, data: Dataset, where: str) -> list[Problem]:
+    if settings.epochs == 0:
+        return []
+    problems = []
+    try:
+        precision_of(settings)
+    except EdgekdError as error:
+        problems += [_placed(problem, where) for problem in error.problems]
+    if settings.patience is not None and not len(data.validation):
+        what = "there is no validation split to judge by"
+        problems.append(Problem(f"{where}.patience", what, "data.validation = 0.1"))
     return problems
+
+
+def _last_labels(data: Dataset, streams: Sequence[Stream]) -> dict[str, int]:
+    """The largest label that each head will meet."""
+    last = {head: int(labels.max()) for head, labels in data.train.targets.items() if len(labels)}
+    for stream in streams:
+        if stream.labelled:
+            last[stream.head] = max(last.get(stream.head, 0), len(stream.data.classes) - 1)
+    return {**last, "logits": len(data.classes) - 1}
+
+
+def _try_step(learner: Learner, example: Tensor, last: dict[str, int], where: str) -> None:
+    """Compute the loss once. Raises UsageError where an objective cannot, which may be a user's own."""
+    rows = torch.arange(len(example))
+    labels = {head: torch.full_like(rows, label) for head, label in last.items()}
+    batch = {"image": example, "label": labels.pop("logits"), "labels": labels, "index": rows, "view": 0}
+    batch |= {"epoch": 0.0, "epochs": 1}
+    try:
+        with torch.no_grad():
+            learner.eval()(batch)
+    except EdgekdError:
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UsageError(
+            f"the loss of two blank images fails: {type(error).__name__}: {first}",
+            where=f"{where}.objectives",
+            hint="do these objectives suit what student and teacher give?",
+        ) from error
 
 
 def _input_problems(learner: Learner, settings: Training, context: Context, where: str) -> list[Problem]:

@@ -109,7 +109,7 @@ class Workspace:
         images: int = 0,
     ) -> Learner:
         """Students with their objectives and, where they want them, the teacher artifacts' networks."""
-        experts = experts_of(self.teachers)
+        experts = experts_of(self.teachers, self.destination.parent)
         teachers = placed(experts, self.data)
         images = images or len(self.data.train)
         learner = learner_of(students, teachers, teaching, self.data, self.example, images, tap=tap)
