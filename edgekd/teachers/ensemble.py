@@ -98,8 +98,9 @@ class Ensemble(nn.Module):
         if self.combine == "accuracy":
             accuracies = [getattr(n, "accuracy", None) for n in self.networks]
             if None in accuracies:
+                number = accuracies.index(None) + 1
                 raise UsageError(
-                    f"teacher {accuracies.index(None) + 1} may have been trained on the validation images",
+                    f"teacher {number} may have been trained on the validation images, or there are none",
                     where="source.combine",
                     hint="set held_out = true for it if it was not, or weigh by 'confidence' or 'fixed'",
                 )
