@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from edgekd import checkpoint, train
+from edgekd import checkpoint as checkpoints
 from edgekd.data import Dataset, Split, augmentations, batches
 from edgekd.errors import StageError, UsageError
 from edgekd.learner import Learner
@@ -346,7 +346,8 @@ def test_fewer_images_than_a_batch_make_one_step_that_learns(tmp_path: Path) -> 
     before = weights(made)
     done = fit(made, job(tmp_path, few, epochs=1, batch=64, lr=0.05, weight_decay=0.0))
     assert made.student.network.body[1].num_batches_tracked == 1  # type: ignore[index,union-attr]
-    assert not torch.equal(before["students.0.network.head.weight"], made.state_dict()["students.0.network.head.weight"])
+    head = "students.0.network.head.weight"
+    assert not torch.equal(before[head], made.state_dict()[head])
     assert done.history[0]["lr"] > 0
 
 
@@ -653,7 +654,7 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path: Path, monk
     def refuse(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "write_atomically", refuse)
+    monkeypatch.setattr(checkpoints, "write_atomically", refuse)
     with pytest.raises(StageError, match="cannot save a checkpoint: No space left on device") as raised:
         fit(learner(), job(tmp_path))
     assert raised.value.problem.hint == "is the disk full?"
