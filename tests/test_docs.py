@@ -37,7 +37,8 @@ BASE: dict[str, Any] = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the page's recipes name: a pool without labels, a second data set, a teacher's weights, own code."""
     directory = tmp_path_factory.mktemp("docs")
-    images = digits(16).train.images.permute(0, 2, 3, 1).numpy()[:200]
+    # Mirrored: neither may be in the main data's validation or test split.
+    images = digits(16).train.images.permute(0, 2, 3, 1).numpy()[:200, :, ::-1]
     labels = digits(16).train.labels.numpy()[:200]
     for name, known in (("pool", np.full(200, -1)), ("other", labels)):
         splits = {"x_train": images[:150], "y_train": known[:150], "x_test": images[150:], "y_test": known[150:]}
