@@ -104,7 +104,7 @@ POOL = {"use": "npz", "file": "pool.npz"}
         (
             {"source": {"use": "ensemble", "combine": "source"}},
             {"teacher": [TEACHER, TEACHER]},
-            "2 teachers for 1 data",
+            "2 teachers for 1",
         ),
         ({"objectives": [{"use": "pkt", "weight": {"use": "disagreement"}}]}, {}, "one number for the whole batch"),
         ({"objectives": ["ce"], "unlabelled": POOL}, {}, "every objective looks at labels"),

@@ -192,9 +192,16 @@ def test_a_student_taught_on_attacked_images_withstands_attacks(teachers: Tables
     assert figures["hard"] > figures["soft"] + 0.05
 
 
+def divergence(student: Tensor, teacher: Tensor) -> float:
+    """KL divergence from the teacher's probabilities, summed over rows."""
+    p = teacher.softmax(dim=1)
+    return float((p * (p.log() - student.log_softmax(dim=1))).sum())
+
+
 @pytest.mark.parametrize("use", ["fgsm", "pgd"])
 def test_attacks_stay_within_their_size_and_within_images(teachers: Tables, use: str) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
+    gaps: list[list[float]] = []
     objectives = ["ce", {"use": "kl", "input": "adversarial"}]
 
     def look(learner: Learner, batch: dict[str, Any]) -> None:
@@ -203,8 +210,12 @@ def test_attacks_stay_within_their_size_and_within_images(teachers: Tables, use:
             return
 
         def told(*given: Any) -> Tensor:
+            student, clean, teacher, _ = given
             changed = type(attack).__call__(attack, *given)
-            seen.append((given[1], changed))
+            seen.append((clean, changed))
+            with torch.no_grad():
+                gaps.append([divergence(student.eval()(images)["logits"], teacher) for images in (clean, changed)])
+            student.train()
             return changed
 
         told.told = True  # type: ignore[attr-defined]
@@ -222,3 +233,4 @@ def test_attacks_stay_within_their_size_and_within_images(teachers: Tables, use:
         assert float(pixels.min()) >= -1e-5
         assert float(pixels.max()) <= 1 + 1e-5
     assert len(seen) == 6
+    assert all(after > before for before, after in gaps)  # it takes the student away from the teacher

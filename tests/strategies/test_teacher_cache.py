@@ -163,8 +163,10 @@ from edgekd.registry import register
 sys.path.insert(0, sys.argv[1])
 from tiny_strategies import tiny_digits
 register("data", "tiny-digits")(tiny_digits)
+events = []
 Path("ready").touch()
-edgekd.run(json.loads(Path("recipe.json").read_text()), directory="other", until="distill")
+edgekd.run(json.loads(Path("recipe.json").read_text()), directory="other", until="distill", emit=events.append)
+print(sum(event["event"] == "cache" for event in events))
 """
 
 
@@ -173,12 +175,14 @@ def test_two_processes_that_build_one_cache_at_once_end_with_one_correct_cache(t
     Path("another.py").write_text(ANOTHER)
     Path("recipe.json").write_text(json.dumps(table))
     command = [sys.executable, "another.py", str(Path(__file__).parent)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ()) as process:
         while not Path("ready").exists() and process.poll() is None:
             time.sleep(0.01)
         one = run(table, "one")
-        _, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    told = sorted([int(out), sum(event["event"] == "cache" for event in one.events)])
+    assert told == [12, 12 * (7 + 1)]  # one found all views there, the other computed each in seven batches
     names = [f"view-{i:03d}.npy" for i in range(12)]
     assert sorted(f.name for f in Path("shared").iterdir()) == [".lock", "cache.json", *names]
     run(cached(teachers["resnet"], views=12, directory="alone"), "third")
