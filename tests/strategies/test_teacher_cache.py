@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from processes import environ
-from tiny_strategies import KL, SMALL, answers, distill, lessons, recipe, run, watched
+from tiny_strategies import KL, SMALL, answers, distill, lessons, recipe, run, wait_for_the_other, watched
 
 from edgekd.errors import RecipeError
 from edgekd.pipeline import plan
 from edgekd.recipe import parse_recipe, to_toml
+from edgekd.teachers import Cached
 
 Tables = dict[str, dict[str, Any]]
 VIEWS = {"augment": [{"use": "crop-flip", "pad": 2}, "random-erasing"]}
@@ -161,23 +161,25 @@ from pathlib import Path
 import edgekd
 from edgekd.registry import register
 sys.path.insert(0, sys.argv[1])
-from tiny_strategies import tiny_digits
+from tiny_strategies import tiny_digits, wait_for_the_other
 register("data", "tiny-digits")(tiny_digits)
-events = []
-Path("ready").touch()
-edgekd.run(json.loads(Path("recipe.json").read_text()), directory="other", until="distill", emit=events.append)
+wait_for_the_other("other", "one")
+table, events = json.loads(Path("recipe.json").read_text()), []
+edgekd.run(table, directory="other", until="distill", emit=events.append)
 print(sum(event["event"] == "cache" for event in events))
 """
 
 
-def test_two_processes_that_build_one_cache_at_once_end_with_one_correct_cache(teachers: Tables) -> None:
+def test_two_processes_that_build_one_cache_at_once_end_with_one_correct_cache(
+    teachers: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cached, "fill", Cached.fill)  # put back afterwards
     table = cached(teachers["resnet"], views=12, directory="shared")
     Path("another.py").write_text(ANOTHER)
     Path("recipe.json").write_text(json.dumps(table))
     command = [sys.executable, "another.py", str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ()) as process:
-        while not Path("ready").exists() and process.poll() is None:
-            time.sleep(0.01)
+        wait_for_the_other("one", "other")
         one = run(table, "one")
         out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
