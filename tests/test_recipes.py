@@ -48,7 +48,10 @@ def quick(recipe: Recipe) -> dict[str, Any]:
     table = recipe.model_dump(mode="json", exclude_none=True)
     kept = {key: value for key, value in table["data"].items() if key in ("augment", "normalize", "validation")}
     table["data"] = {"use": "few-digits", "batch": 64, **kept}
-    table["teacher"] = {k: v for k, v in table["teacher"].items() if k not in ("weights", "prefix")} | {"epochs": 1}
+    table["teacher"] = [
+        {k: v for k, v in teacher.items() if k not in ("weights", "prefix")} | {"epochs": 1}
+        for teacher in table["teacher"]
+    ]
     for stage in table["stage"]:
         if stage["use"] in OF_TRAINING:
             stage["epochs"] = 1

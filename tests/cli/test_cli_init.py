@@ -21,7 +21,7 @@ def test_init_then_run(tmp_path: Path, edgekd: Call) -> None:
     assert done.out.splitlines() == [f"my project/{name}" for name in ("recipe.toml", "own.py", "profile.toml")]
     assert done.err == "next: cd 'my project' && edgekd run recipe.toml\n"
     there = tmp_path / "my project"
-    assert load_recipe(there / "recipe.toml").teacher["model"] == {"use": "own:network"}
+    assert load_recipe(there / "recipe.toml").teacher[0]["model"] == {"use": "own:network"}
     assert load_profile(str(there / "profile.toml")).protocol.rounds == 12
     quick = ["--set", "teacher.epochs=1", "--set", "stage.distill.epochs=1", "--set", "data.batch=256"]
     ran = spawn("run", "recipe.toml", "--until", "distill", *quick, cwd=there)
