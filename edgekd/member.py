@@ -26,6 +26,21 @@ class Member:
         self.best_epoch = -1
         self.history: list[dict[str, Any]] = []
 
+    def step(self, rate: float, index: int, scaler: torch.amp.GradScaler | None) -> None:
+        """Step number `index` by the gradients at hand, which `scaler` has scaled where there is one."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.settings.clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.settings.clip_norm)
+        if scaler is not None:
+            scaler.step(self.optimizer)
+        else:
+            self.optimizer.step()
+        if self.average is not None:
+            self.average.update(index)
+
     def stopped(self, epoch: int) -> bool:
         """Whether it has waited long enough for a better epoch."""
         patience = self.settings.patience

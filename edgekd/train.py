@@ -151,9 +151,9 @@ class _Run:
             raise UsageError(f"{len(job.data.train)} training images for {self.ranks} processes", where=job.name)
         self.batch = min(job.batch, len(job.data.train) // self.ranks)
         self.steps = len(job.data.train) // (self.batch * self.ranks)  # a smaller last batch is dropped
-        self.forward, *steppers = self.accelerator.prepare(self.learner, *(m.optimizer for m in self.members))
-        # Only scaled gradients need Accelerate's optimizers, which look for packages on disk in every step.
-        self.steppers = steppers if self.accelerator.scaler is not None else [m.optimizer for m in self.members]
+        # Not the optimizers: Accelerate's would take the scale from a fleet's gradients once per student, and look for
+        # packages on disk in every step.
+        self.forward = self.accelerator.prepare(self.learner)
         self.saved_at = self.told_at = self.logged_at = time.monotonic()
 
     def ended(self) -> bool:
@@ -218,20 +218,17 @@ class _Run:
         if self.device.type != "cpu":
             batch = send_to_device(batch, self.device, non_blocking=True)
         losses = self.forward({**batch, "epoch": (index + 0.5) / self.steps, "epochs": self.settings.epochs})
-        for stepper in self.steppers:
-            stepper.zero_grad(set_to_none=True)
+        for member in self.members:
+            member.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(losses["loss"])
         parts = self.shared.losses(losses)
         if not math.isfinite(parts["loss"]):
             self._diverged(f"the loss became {parts['loss']} in epoch {s.epoch + 1}, step {s.step + 1}")
-        for member, stepper in zip(self.members, self.steppers, strict=True):
-            for group in member.optimizer.param_groups:
-                group["lr"] = rate
-            if self.settings.clip_norm is not None:
-                self.accelerator.clip_grad_norm_(member.trained.parameters(), self.settings.clip_norm)
-            stepper.step()
-            if member.average is not None:
-                member.average.update(index)
+        scaler = self.accelerator.scaler
+        for member in self.members:
+            member.step(rate, index, scaler)
+        if scaler is not None:
+            scaler.update()
         self.shared.buffers()
         self.learner.follow()
         for name, part in parts.items():
@@ -324,6 +321,7 @@ class _Run:
         done = [Fit(member.finish(), member.history) for member in self.members]
         # Accelerate wraps forward for autocast; whoever uses the network next must find it bare.
         self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
+        self.learner.to("cpu")  # where stages go on
         return done
 
     def save(self) -> None:
@@ -336,6 +334,7 @@ class _Run:
             "rows": self.batch * self.ranks,
             "learner": self.learner.state_dict(),
             "members": [member.state() for member in self.members],
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "source": source.state_dict() if source is not None and hasattr(source, "follow") else None,
         }
         checkpoint.write(self.job.directory, content, [member.history for member in self.members])
@@ -352,6 +351,8 @@ class _Run:
             self.learner.load_state_dict(content["learner"])
             for member, state in zip(self.members, content["members"], strict=True):
                 member.load(state)
+            if self.accelerator.scaler is not None and content["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(content["scaler"])
             if content["source"] is not None and self.learner.source is not None:
                 self.learner.source.load_state_dict(content["source"])
         except Exception as error:  # a damaged zip raises many kinds, one of another version of edgekd others

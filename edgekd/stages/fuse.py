@@ -27,6 +27,7 @@ from .workspace import Workspace
 __all__ = ["Fuse"]
 
 State = dict[str, Tensor]
+SNAPSHOT = "epoch-"
 
 
 @register("stages", "fuse")
@@ -62,6 +63,9 @@ class Fuse(Training):
         if not len(context.data.validation):
             what = "there is no validation split to choose by"
             problems.append(Problem(context.where, what, "data.validation = 0.1"))
+        if self.ema is not None and self.average != "none":
+            what = "averages the weights of its epochs, and those of ema are averages already"
+            problems.append(Problem(f"{context.where}.ema", what, "leave out ema, or take average = 'none'"))
         if context.source is not None:
             one = [("student", context.source, self.objectives, f"{context.where}.objectives")]
             problems += learner_problems(one, self.teaching, self, context, context.where)
@@ -86,22 +90,26 @@ class Fuse(Training):
         def remember(epoch: int, learner: Learner) -> None:
             # Called at the beginning of an epoch, also where a run resumes inside it: then it is there already.
             file = _snapshot(workspace.partial, epoch - 1)
-            if epoch > 0 and ranks.first() and not file.exists():
+            if epoch == 0 and ranks.first():  # what a training left whose checkpoint was deleted
+                for old in workspace.partial.glob(f"{SNAPSHOT}*"):
+                    old.unlink()
+            elif ranks.first() and not file.exists():
                 workspace.partial.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, save(_copied(network)))
 
         last_kept = self.model_copy(update={"keep": "last"})
-        workspace.train(learner, last_kept, remember)
+        [done] = workspace.train(learner, last_kept, remember)
+        epochs = len(done.history)  # fewer than asked for where it stopped early
         candidates["last"] = _copied(network)
-        return ranks.from_first(lambda: self._chosen(candidates, network, source.manifest.model, workspace))
+        return ranks.from_first(lambda: self._chosen(candidates, epochs, network, source.manifest.model, workspace))
 
     def _chosen(
-        self, candidates: dict[str, State], network: nn.Module, spec: ModelSpec, workspace: Workspace
+        self, candidates: dict[str, State], epochs: int, network: nn.Module, spec: ModelSpec, workspace: Workspace
     ) -> Artifact:
         judge = _judge(network, workspace)
-        epochs = [load(_snapshot(workspace.partial, e).read_bytes()) for e in range(self.epochs - 1)]
         if self.average != "none":
-            states = [*epochs, candidates["last"]]
+            earlier = [load(_snapshot(workspace.partial, e).read_bytes()) for e in range(epochs - 1)]
+            states = [*earlier, candidates["last"]]
             mean = _mean(states) if self.average == "swa" else _soup(states, judge, workspace)
             candidates[self.average] = _settled(network, mean, workspace)
         found = {name: judge(state) for name, state in candidates.items()}
@@ -115,7 +123,7 @@ class Fuse(Training):
 
 
 def _snapshot(directory: Path, epoch: int) -> Path:
-    return directory / f"epoch-{epoch:04d}.safetensors"
+    return directory / f"{SNAPSHOT}{epoch:04d}.safetensors"
 
 
 def _copied(network: nn.Module) -> State:

@@ -188,6 +188,13 @@ def test_an_interrupted_fusion_ends_with_the_same_bits(teachers: Tables) -> None
     assert whole["fuse"].file("fusion.json").read_text() == resumed["fuse"].file("fusion.json").read_text()
 
 
+def test_a_fusion_that_stops_early_averages_the_epochs_that_it_had(teachers: Tables) -> None:
+    fuse = {"use": "fuse", "epochs": 6, "lr": 1e-9, "patience": 1, "average": "swa", "precision": "fp32"}
+    made = run(recipe(teachers["resnet"], distill(objectives=KL), fuse))
+    assert 1 < len(made.history("fuse")) < 6
+    assert set(json.loads(made["fuse"].file("fusion.json").read_text())["candidates"]) == {"before", "last", "swa"}
+
+
 def test_fusing_may_go_on_with_a_teacher(teachers: Tables) -> None:
     fuse = {"use": "fuse", "epochs": 1, "objectives": KL}
     made = run(recipe(teachers["resnet"], distill(model=RESNET), fuse))

@@ -249,6 +249,10 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         recipe(TEACHER, distill(), {"use": "fuse"}, data={"validation": 0}),
         *("stage[1]", "no validation split to choose by", "data.validation = 0.1"),
     ),
+    "a fusion of averages": (
+        recipe(TEACHER, distill(), {"use": "fuse", "ema": 0.99}),
+        *("stage[1].ema", "averages already", "leave out ema"),
+    ),
     "patience without a validation split": (
         recipe(TEACHER, distill(patience=2), data={"validation": 0}),
         *("stage[0].patience", "no validation split to judge by", "data.validation = 0.1"),
