@@ -20,15 +20,20 @@ class AttackSpec(BaseModel):
     eps: Annotated[float, Field(gt=0, le=1, description="largest change of a pixel; images are in [0, 1]")] = 8 / 255
     step: Annotated[float | None, Field(gt=0, description="of pgd; default: 2.5 eps / steps")] = None
     steps: Annotated[int, Field(gt=0, description="of pgd")] = 10
+    against: Annotated[
+        Literal["teacher", "label"],
+        Field(description="what it leads the student away from; the other, where there is none"),
+    ] = "teacher"
 
 
 class Attack:
     """`attack(student, images, teacher_logits, labels) -> images`, normalised by `mean` and `std` as the input is.
 
     `fgsm` is one step of size eps (Goodfellow et al. 2015, arXiv:1412.6572), `pgd` several from a random start within
-    eps (Madry et al. 2018, arXiv:1706.06083). The change raises the KL divergence from the teacher, as in RSLAD (Zi et
-    al. 2021, arXiv:2108.07969), which needs no labels; where there is no teacher, the cross-entropy with the label, as
-    in ARD (Goldblum et al. 2020, arXiv:1905.09747).
+    eps (Madry et al. 2018, arXiv:1706.06083). `against = "teacher"`: the change raises the KL divergence from the
+    teacher, as in RSLAD (Zi et al. 2021, arXiv:2108.07969), which needs no labels. `against = "label"`: it raises the
+    cross-entropy with the label, as in ARD (Goldblum et al. 2020, arXiv:1905.09747). Where one of the two is not there
+    (no teacher, an image without a label) the other one takes its place.
     """
 
     def __init__(self, spec: AttackSpec, mean: list[float], std: list[float]) -> None:
@@ -51,7 +56,7 @@ class Attack:
         with torch.enable_grad():
             for _ in range(steps):
                 changed.requires_grad_(True)
-                loss = _gap(student(changed)["logits"].float(), teacher, label)
+                loss = _gap(student(changed)["logits"].float(), teacher, label, spec.against)
                 (slope,) = torch.autograd.grad(loss, changed)
                 moved = changed.detach() + size * slope.sign()
                 changed = moved.clamp(image - eps, image + eps).clamp(low, high).detach()
@@ -59,8 +64,11 @@ class Attack:
         return changed
 
 
-def _gap(logits: Tensor, teacher: Tensor | None, label: Tensor) -> Tensor:
+def _gap(logits: Tensor, teacher: Tensor | None, label: Tensor, against: str) -> Tensor:
+    """Summed over the batch, so that every image is attacked as if it were alone."""
+    by_label = label >= 0 if teacher is None or against == "label" else torch.zeros_like(label, dtype=torch.bool)
+    gap = F.cross_entropy(logits[by_label], label[by_label], reduction="sum")
     if teacher is None:
-        return F.cross_entropy(logits, label.clamp(min=0), reduction="none")[label >= 0].sum()
-    log_q, log_p = F.log_softmax(logits, dim=1), F.log_softmax(teacher, dim=1)
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+        return gap
+    log_q, log_p = F.log_softmax(logits[~by_label], dim=1), F.log_softmax(teacher[~by_label], dim=1)
+    return gap + F.kl_div(log_q, log_p, reduction="sum", log_target=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from formulas import Array, divergence, normal, softmax
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -52,18 +53,20 @@ def gap(network: nn.Module, image: Tensor, teacher: Tensor) -> float:
     return float(divergence(softmax(teacher.double().numpy()), softmax(said)).mean())
 
 
-@pytest.mark.parametrize("taught", [True, False])
-def test_fgsm_of_a_linear_network(taught: bool) -> None:
+@pytest.mark.parametrize(("taught", "against"), [(True, "teacher"), (True, "label"), (False, "label"), (False, None)])
+def test_fgsm_of_a_linear_network(taught: bool, against: str | None) -> None:
     """Goodfellow et al., section 3: x + eps sign(W' (q - p)), with p the teacher's probabilities or the label."""
     network, x = Network(), images()
     teacher, label = torch.tensor(normal(6, 4, seed=1, scale=2.0)).float(), torch.tensor([0, 1, 2, 3, -1, 1])
     w, b = (p.detach().double().numpy() for p in network.layers[1].parameters())
     q = softmax(x.double().numpy().reshape(6, -1) @ w.T + b)
-    p = softmax(teacher.double().numpy()) if taught else np.eye(4)[label] * (label.numpy() >= 0)[:, None]
+    said, known = softmax(teacher.double().numpy()), (label.numpy() >= 0)[:, None]
+    p = said if against == "teacher" else np.where(known, np.eye(4)[label], said)
     push = np.sign((q - p) @ w).reshape(x.shape)
     if not taught:
         push[4] = 0  # nothing is known of this one
-    changed = attack("fgsm")(network, x, teacher if taught else None, label)
+    more = {} if against is None else {"against": against}
+    changed = attack("fgsm", **more)(network, x, teacher if taught else None, label)
     np.testing.assert_allclose(pixels(changed) - pixels(x), EPS * push, rtol=0, atol=1e-6)
     assert not changed.requires_grad
 
@@ -96,6 +99,21 @@ def test_pgd_misleads_more_than_one_step_and_that_more_than_noise() -> None:
     assert one <= several * 1.001
 
 
+def test_a_change_against_the_label_raises_its_cross_entropy_and_one_against_the_teacher_does_not() -> None:
+    """ARD (Goldblum et al.) looks at the label alone, RSLAD (Zi et al.) at the teacher alone."""
+    network, x, label = Network(curved=True), images(32), torch.arange(32) % 4
+    teacher = 4.0 * F.one_hot((label + 1) % 4, 4).float()  # sure of something else
+
+    def loss(changed: Tensor) -> float:
+        with torch.no_grad():
+            return float(F.cross_entropy(network.eval()(changed)["logits"], label))
+
+    by_label, by_teacher = (attack("pgd", against=a)(network, x, teacher, label) for a in ("label", "teacher"))
+    assert loss(by_label) > loss(x) * 1.02
+    assert loss(by_label) > loss(by_teacher)
+    assert gap(network, by_teacher, teacher) > gap(network, by_label, teacher)
+
+
 def test_no_dropout_and_no_gradient_of_the_network_while_the_change_is_sought() -> None:
     network, x = Network(curved=True).train(), images()
     teacher, label = torch.zeros(6, 4), torch.zeros(6).long()
@@ -114,7 +132,9 @@ def test_the_default_step_may_cross_the_whole_ball() -> None:
     assert gap(network, two, teacher) == pytest.approx(gap(network, one, teacher), rel=0.02)
 
 
-@pytest.mark.parametrize("given", [{"eps": 0}, {"eps": 1.5}, {"steps": 0}, {"step": -1}, {"use": "cw"}, {"rate": 1}])
+@pytest.mark.parametrize(
+    "given", [{"eps": 0}, {"eps": 1.5}, {"steps": 0}, {"step": -1}, {"use": "cw"}, {"against": "me"}]
+)
 def test_what_an_attack_cannot_be(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         AttackSpec.model_validate(given)
