@@ -161,7 +161,9 @@ def writing(destination: Path) -> Iterator[Path]:
         yield temporary
         if not (temporary / MANIFEST).exists():
             raise AssertionError("writing() ended without finish()")
-        if destination.exists():
+        if destination.is_symlink():
+            destination.unlink()  # a search's trials link to what they share: that stays
+        elif destination.exists():
             # The manifest goes first: killed in between, what is left must not look complete.
             (destination / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(destination)

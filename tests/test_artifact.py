@@ -80,6 +80,20 @@ def test_a_new_artifact_takes_the_place_of_an_old_one(artifact: Artifact) -> Non
     assert set(Artifact.open(artifact.path).manifest.files) == {"model.safetensors"}
 
 
+def test_a_link_is_replaced_and_what_it_leads_to_stays(artifact: Artifact, tmp_path: Path) -> None:
+    trial = tmp_path / "trial"
+    trial.mkdir()
+    for target in (artifact.path, tmp_path / "gone"):
+        link = trial / target.name
+        link.symlink_to(target)
+        with writing(link) as directory:
+            (directory / "model.safetensors").write_bytes(b"others")
+            finish(directory, MANIFEST)
+        assert not link.is_symlink()
+        assert Artifact.open(link).file("model.safetensors").read_bytes() == b"others"
+    assert Artifact.open(artifact.path).file("model.safetensors").read_bytes() == b"weights"
+
+
 def test_what_killed_processes_left_is_removed(artifact: Artifact) -> None:
     rubbish = artifact.path.with_name(".01-distill.4711.tmp")
     rubbish.mkdir()
