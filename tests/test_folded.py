@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -78,3 +80,67 @@ def test_what_cannot_be_folded_stays(looks: bool) -> None:
     made = folded(network)
     assert norms(made) == 2
     assert torch.equal(made(image), network(image))
+
+
+class Pair(nn.Module):
+    """One convolution in a block of its own and its norm; some networks read a tensor of either elsewhere."""
+
+    def __init__(self, read: str = "") -> None:
+        super().__init__()
+        self.block, self.norm = nn.Sequential(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.block(x))
+        if self.read:
+            path, _, name = self.read.rpartition(".")
+            y = y + getattr(self.get_submodule(path), name).sum()
+        return y.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("read", ["", "block.0.weight", "block.0.bias", "norm.weight", "norm.running_mean"])
+def test_tensors_that_are_read_elsewhere_stay(read: str) -> None:
+    network = warmed(Pair(read))
+    image = torch.randn(2, 3, 8, 8)
+    made = folded(network)
+    assert norms(made) == (1 if read else 0)
+    torch.testing.assert_close(made(image), network(image), rtol=1e-5, atol=1e-5)
+
+
+def normed(network: Pair) -> None:
+    # What a checkpoint that is loaded leaves: nothing has been computed with a gradient yet.
+    with torch.no_grad(), pytest.warns(FutureWarning, match="deprecated"):
+        nn.utils.weight_norm(network.block[0])
+
+
+HOOKS: dict[str, Callable[[Pair], Any]] = {
+    "weight norm": normed,
+    "spectral norm": lambda n: nn.utils.spectral_norm(n.block[0]),
+    "parametrized": lambda n: nn.utils.parametrizations.weight_norm(n.block[0]),
+    "what comes out is changed": lambda n: n.block[0].register_forward_hook(lambda *given: given[2] * 2),
+    "and of the block around it": lambda n: n.block.register_forward_hook(lambda *given: given[2] + 1),
+    "what goes in is changed": lambda n: n.norm.register_forward_pre_hook(lambda _, given: (given[0] + 1,)),
+    "and what the norm gives": lambda n: n.norm.register_forward_hook(lambda *given: given[2] + 1),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_layers_with_hooks_stay(name: str) -> None:
+    network = Pair()
+    HOOKS[name](network)
+    network = warmed(network)
+    image = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = network(image)
+        made = folded(network)
+        torch.testing.assert_close(made(image), expected, rtol=1e-5, atol=1e-5)
+    assert norms(made) == 1
+
+
+def test_a_tapped_block_gives_what_its_convolution_gave() -> None:
+    network = warmed(Pair())
+    image = torch.randn(2, 3, 8, 8)
+    expected = Tapped(network, ["block"])(image)
+    [found] = Frozen(Tapped(network, ["block"]))({"image": image}, [{}])
+    for name in ("logits", "block"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-5)
