@@ -16,7 +16,7 @@ import numpy as np
 
 from . import ranks
 from .artifact import Artifact, locked, write_atomically
-from .data import Dataset, augmentations, load
+from .data import Dataset, augmentations, forget_streams, load
 from .errors import Problem, RecipeError, StageError, UsageError, nearest
 from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
@@ -68,6 +68,8 @@ def plan(
     With `source` the recipe's stages continue from that artifact, healed by the `teacher` artifact. `data` is what
     the recipe names, where it is loaded already.
     """
+    if data is None:
+        forget_streams()  # what stages add to it: files may have changed since another plan of this process
     problems: list[Problem] = []
     for plugin in recipe.plugins:
         collect(problems, "plugins", partial(load_plugin, Path(plugin)))

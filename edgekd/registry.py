@@ -14,7 +14,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -32,6 +32,7 @@ __all__ = [
     "register",
     "resolve",
     "source_digest",
+    "source_digests",
     "summary",
     "unregister",
     "validation_problems",
@@ -319,3 +320,17 @@ def source_digest(use: str) -> str | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def source_digests(value: Any) -> Iterator[str]:
+    """sha256 of the module behind every `use = "package.module:function"` in nested tables and lists."""
+    if isinstance(value, dict):
+        use = value.get("use")
+        found = source_digest(use) if isinstance(use, str) else None
+        if found is not None:
+            yield found
+        for inner in value.values():
+            yield from source_digests(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from source_digests(inner)

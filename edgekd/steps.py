@@ -15,9 +15,9 @@ from .data import Dataset
 from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
 from .profile import Profile
 from .recipe import Component, Recipe
-from .registry import resolve, source_digest, validation_problems
+from .registry import resolve, source_digests, validation_problems
 from .stages import Context, Expert, Stage, Teaching
-from .stages.caches import Cache, cache_of
+from .stages.caches import Cache, cache_of, clashes
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.teaching import expert_of
 
@@ -105,6 +105,7 @@ class _Building:
         self.keys: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
         self.fleet: list[str] = []  # the students of the last distillation
+        self.caches: dict[str, Cache] = {}
         self.last: str | None = None
         self.distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
 
@@ -198,6 +199,11 @@ def steps(
         names = [f"{name}.{student}" for student in students] or [name]
         taught_by = [made.key(parent) for role, parent in (parents or {}).items() if role.startswith("teacher")]
         cache = cache_of(stage, taught_by, recipe, data, directory) if specs else None
+        if cache is not None:
+            place = f"{where}.{'heal.' if hasattr(stage, 'heal') else ''}source.directory"
+            if all(problem.where != place for problem in problems):  # by what lies there already
+                problems += clashes(cache, made.caches, place)
+            made.caches[name] = cache
         for i, one in enumerate(names):
             config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
             keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
@@ -281,15 +287,10 @@ def _position(source: Artifact) -> int:
 
 
 def _key(config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: Dataset, inputs: dict[str, str]) -> str:
-    def without_cadence(value: Any) -> Any:  # how often a checkpoint is written changes no result
-        if isinstance(value, dict):
-            return {k: without_cadence(v) for k, v in value.items() if k != "checkpoint_s"}
-        return value
-
     return digest(
         {
             "format": FORMAT,
-            "config": without_cadence(config),
+            "config": _telling(config),
             "parents": parents,
             "data": data.fingerprint,
             "batches": recipe.data.model_dump(mode="json", include={"batch", "augment"}),
@@ -298,20 +299,14 @@ def _key(config: dict[str, Any], parents: dict[str, str], recipe: Recipe, data: 
             "seed": recipe.seed,
             "inputs": inputs,
             "plugins": [file_sha256(Path(plugin)) for plugin in recipe.plugins if Path(plugin).is_file()],
-            "sources": sorted(_sources([config, recipe.task.model_dump(), recipe.data.model_dump()])),
+            "sources": sorted(source_digests([config, recipe.task.model_dump(), recipe.data.model_dump()])),
         }
     )
 
 
-def _sources(value: Any) -> Iterator[str]:
-    """sha256 of the module behind every `use = "package.module:function"`."""
-    if isinstance(value, dict):
-        use = value.get("use")
-        found = source_digest(use) if isinstance(use, str) else None
-        if found is not None:
-            yield found
-        for inner in value.values():
-            yield from _sources(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _sources(inner)
+def _telling(value: Any) -> Any:
+    """A config without what changes no result: how often a checkpoint is written, and where a teacher cache lies."""
+    if not isinstance(value, dict):
+        return value
+    silent = {"checkpoint_s", "directory"} if value.get("use") == "cached" else {"checkpoint_s"}
+    return {k: _telling(v) for k, v in value.items() if k not in silent}

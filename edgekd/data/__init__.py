@@ -7,7 +7,7 @@ from .augment import augmentations
 from .dataset import load
 from .loader import batches, loader_speed
 from .source import Dataset, Source, Split
-from .streams import Mixed, Stream, Unlabelled, joined, loaded, open_stream
+from .streams import Mixed, Stream, Unlabelled, forget_streams, joined, loaded, open_stream
 
 __all__ = [
     "Dataset",
@@ -18,6 +18,7 @@ __all__ = [
     "Unlabelled",
     "augmentations",
     "batches",
+    "forget_streams",
     "joined",
     "load",
     "loaded",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ def _check_split(name: str, split: Split, source: Source, where: str, labelled: 
         raise UsageError(
             f"{name} has {len(images)} images and {len(labels)} labels", where=where, hint="one label per image"
         )
+    _check_targets(name, split, where)
     if len(split) == 0:
         if name == "validation":  # a source may say explicitly that there is none
             return
@@ -109,6 +111,21 @@ def _check_split(name: str, split: Split, source: Source, where: str, labelled: 
         )
     if labelled and name == "train" and bool((labels < 0).all()):
         raise UsageError("no training image has a label", where=where, hint="unlabelled rows (-1) need labelled ones")
+
+
+def _check_targets(name: str, split: Split, where: str) -> None:
+    targets = getattr(split, "targets", None)
+    if not isinstance(targets, Mapping):
+        what = f"{name}.targets must be a dict from heads to labels, got {type(targets).__name__}"
+        raise UsageError(what, where=where, hint='targets = {"NAME": labels}, or leave them out')
+    for head, labels in targets.items():
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != split.labels.shape:
+            found = f"{getattr(labels, 'dtype', type(labels).__name__)} {list(getattr(labels, 'shape', []))}"
+            raise UsageError(
+                f"{name}.targets[{head!r}] must be int64 [{len(split)}], got {found}",
+                where=where,
+                hint="one label per image, -1 where there is none",
+            )
 
 
 def _names(classes: list[str], rows: list[int]) -> str:
@@ -174,6 +191,8 @@ def _digest(splits: dict[str, Split], classes: list[str]) -> str:
     sha256 = hashlib.sha256(json.dumps(classes).encode())
     for name, split in splits.items():
         sha256.update(f"{name} {split.images.dtype} {list(split.images.shape)}".encode())
-        for tensor in (split.images, split.labels, *(split.targets[head] for head in sorted(split.targets))):
+        heads = sorted(split.targets)
+        sha256.update(json.dumps(heads).encode() if heads else b"")
+        for tensor in (split.images, split.labels, *(split.targets[head] for head in heads)):
             sha256.update(tensor.contiguous().numpy().data)
     return sha256.hexdigest()

@@ -18,7 +18,10 @@ from .dataset import load
 from .loader import batches
 from .source import Dataset
 
-__all__ = ["Mixed", "Stream", "Unlabelled", "joined", "loaded", "open_stream"]
+__all__ = ["Mixed", "Stream", "Unlabelled", "forget_streams", "joined", "loaded", "open_stream"]
+
+#: A network is trained with one normalisation, that of the main data, and every batch is augmented alike.
+OF_ALL = ("augment", "normalize")
 
 
 class Unlabelled(Component):
@@ -52,7 +55,7 @@ class Stream:
 
 
 def loaded(spec: Unlabelled | Mixed) -> Dataset:
-    """A stream's data set, read once per process. Raises UsageError or RecipeError."""
+    """A stream's data set, read once until `forget_streams`. Raises UsageError or RecipeError."""
     table = {"use": spec.use, "validation": 0, **spec.args}
     return _loaded(DataSpec.model_validate(table).model_dump_json(), isinstance(spec, Mixed))
 
@@ -62,9 +65,20 @@ def _loaded(text: str, labelled: bool) -> Dataset:
     return load(DataSpec.model_validate_json(text), 0, labelled)
 
 
+def forget_streams() -> None:
+    """Read streams anew from here on: their files may have changed."""
+    _loaded.cache_clear()
+
+
 def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: int, where: str) -> Stream:
     """The stream of a recipe entry. Raises UsageError or RecipeError: what cannot be loaded, images of another size,
-    images of the test split (or labelled ones of the validation split), other classes on the same head."""
+    images of the test split (or labelled ones of the validation split), other classes on the same head, and what is
+    said of the main data for all."""
+    common = [
+        Problem(f"{where}.{key}", "is that of the main data", f"data.{key}") for key in OF_ALL if key in spec.args
+    ]
+    if common:
+        raise RecipeError(common)
     try:
         data = loaded(spec)
     except EdgekdError as error:
@@ -84,7 +98,6 @@ def open_stream(spec: Unlabelled | Mixed, main: Dataset, number: int, offset: in
         what = f"{held_out} of its images are in the validation split, by which weights are chosen"
         raise UsageError(what, where=where, hint="take them out, or bring a validation split of your own")
     classes = data.classes
-    # A network is trained with one normalisation, that of the main data.
     data = replace(data, mean=main.mean, std=main.std)
     if isinstance(spec, Unlabelled):
         return Stream(data, spec.batch, number, offset, labelled=False, threshold=spec.threshold)
@@ -162,6 +175,12 @@ def _concatenated(parts: list[dict[str, Any]], streams: Sequence[Stream]) -> dic
         stream = streams[position - 1]
         return part["label"] if stream.labelled and stream.head == head else nothing
 
+    def target_of(position: int) -> Tensor:
+        # A pool, or what is for another head, may have been mixed among other classes.
+        ours = position == 0 or (streams[position - 1].labelled and streams[position - 1].head == "logits")
+        main: Tensor = parts[0]["target"]
+        return parts[position]["target"] if ours else main.new_zeros(counts[position], main.shape[1])
+
     def looks(position: int, head: str) -> bool:
         return head in own_heads if position == 0 else streams[position - 1].head == head
 
@@ -183,7 +202,6 @@ def _concatenated(parts: list[dict[str, Any]], streams: Sequence[Stream]) -> dic
         "of": {head: rows([looks(i, head) for i in range(len(parts))]) for head in heads},
         "view": parts[0]["view"],
     }
-    targets = [p["target"] for p in parts if "target" in p]
-    if len(targets) == len(parts) and all(t.shape[1:] == targets[0].shape[1:] for t in targets):
-        made["target"] = torch.cat(targets) * (made["label"] >= 0)[:, None]
+    if "target" in parts[0]:
+        made["target"] = torch.cat([target_of(i) for i in range(len(parts))])
     return made

@@ -13,7 +13,7 @@ from .. import ranks
 from ..errors import UsageError
 from ..registry import register
 from .feature import Tap
-from .relation import embedding, full_precision
+from .relation import Embedded, embedding, full_precision
 
 __all__ = ["Contrast", "SimilarityDistribution", "contrast"]
 
@@ -65,8 +65,8 @@ class Contrast(nn.Module):
         momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     ) -> None:
         super().__init__()
-        self.student_taps = () if student is None else (student,)
-        self.teacher_taps = () if teacher is None else (teacher,)
+        self.embedded = Embedded(student, teacher)
+        self.student_taps, self.teacher_taps = self.embedded.student_taps, self.embedded.teacher_taps
         self.size, self.negatives, self.tau, self.momentum = size, negatives, tau, momentum
 
     def begin(self, student: nn.Module, teacher: nn.Module | None, images: int) -> None:
@@ -75,7 +75,7 @@ class Contrast(nn.Module):
 
     def fit(self, student: Outputs, teacher: Outputs) -> None:
         """Size the embeddings and the memories."""
-        s, t = self._features(student, teacher)
+        s, t = self.embedded(student, teacher)
         self.student_map = nn.Linear(s.shape[1], self.size).to(s.device)
         self.teacher_map = nn.Linear(t.shape[1], self.size).to(s.device)
         for name in ("student_memory", "teacher_memory"):
@@ -83,14 +83,10 @@ class Contrast(nn.Module):
         self.register_buffer("labels", torch.full((self.images,), -1, device=s.device))
         self.register_buffer("constants", torch.zeros(2, device=s.device))
 
-    def _features(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        own, other = (*self.student_taps, "logits")[0], (*self.teacher_taps, "logits")[0]
-        return embedding(student[own]), embedding(teacher[other])
-
     @full_precision
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """Features, `index` [N] (rows of the training set) and `label` [N] -> [N] in nats; training moves memories."""
-        s, t = self._features(student, teacher)
+        s, t = self.embedded(student, teacher)
         s, t = F.normalize(self.student_map(s), dim=1), F.normalize(self.teacher_map(t), dim=1)
         index, label = batch["index"].to(s.device), batch["label"]
         drawn = torch.randint(self.images, (min(self.negatives, self.images),), device=s.device)

@@ -20,7 +20,7 @@ from ..errors import UsageError
 from ..registry import register
 from .feature import Tap, Taps, check_maps, check_pairs, same_size
 
-__all__ = ["Probabilistic", "Relational", "Similarity", "SolutionFlow", "embedding", "full_precision"]
+__all__ = ["Embedded", "Probabilistic", "Relational", "Similarity", "SolutionFlow", "embedding", "full_precision"]
 __all__ += ["unit"]
 
 Outputs = dict[str, Tensor]
@@ -100,8 +100,8 @@ def _flows(found: Outputs, taps: tuple[str, ...]) -> list[Tensor]:
     return flows
 
 
-class _Embedded(nn.Module):
-    """The taps of the objectives that compare images: one each, by default the logits."""
+class Embedded(nn.Module):
+    """The taps of the objectives that compare images: one each, by default the logits. Raises UsageError for one."""
 
     def __init__(self, student: str | None, teacher: str | None) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Relational(nn.Module):
         self, student: Tap | None = None, teacher: Tap | None = None, distance: Level = 25.0, angle: Level = 50.0
     ) -> None:
         super().__init__()
-        self.embedded, self.distance, self.angle = _Embedded(student, teacher), distance, angle
+        self.embedded, self.distance, self.angle = Embedded(student, teacher), distance, angle
         self.student_taps, self.teacher_taps = self.embedded.student_taps, self.embedded.teacher_taps
 
     @full_precision
@@ -195,7 +195,7 @@ class Probabilistic(nn.Module):
 
     def __init__(self, student: Tap | None = None, teacher: Tap | None = None) -> None:
         super().__init__()
-        self.embedded = _Embedded(student, teacher)
+        self.embedded = Embedded(student, teacher)
         self.student_taps, self.teacher_taps = self.embedded.student_taps, self.embedded.teacher_taps
 
     @full_precision

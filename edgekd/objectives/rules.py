@@ -71,6 +71,7 @@ class _Course(nn.Module):
     def __init__(self, start: float, end: float, epochs: float | None, after: float) -> None:
         super().__init__()
         self.start, self.end, self.epochs, self.after = start, end, epochs, after
+        self.until = after + (epochs or 0.0)
 
     def forward(self, batch: dict[str, Any]) -> float:
         """How much of the way is done, in [0, 1]."""
@@ -96,8 +97,7 @@ class Linear(nn.Module):
 
     def __init__(self, start: Level = 1.0, end: Level = 0.0, epochs: Epochs | None = None, after: Level = 0.0) -> None:
         super().__init__()
-        self.course = _Course(start, end, epochs, after)
-        self.until, self.positive = after + (epochs or 0.0), min(start, end) > 0
+        self.course, self.positive = _Course(start, end, epochs, after), min(start, end) > 0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """-> scalar."""
@@ -119,8 +119,7 @@ class Cosine(nn.Module):
 
     def __init__(self, start: Level = 1.0, end: Level = 0.0, epochs: Epochs | None = None, after: Level = 0.0) -> None:
         super().__init__()
-        self.course = _Course(start, end, epochs, after)
-        self.until, self.positive = after + (epochs or 0.0), min(start, end) > 0
+        self.course, self.positive = _Course(start, end, epochs, after), min(start, end) > 0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: dict[str, Any]) -> Tensor:
         """-> scalar."""
@@ -204,7 +203,7 @@ class Curriculum(nn.Module):
         if not low < start < high:
             raise UsageError(f"expected low < start < high, got {low:g}, {start:g}, {high:g}", where="tau")
         self.low, self.span, self.strength = low, high - low, strength
-        self.course, self.until = _Course(0.0, 1.0, epochs, 0.0), epochs or 0.0
+        self.course = _Course(0.0, 1.0, epochs, 0.0)
         share = (start - low) / (high - low)
         self.theta = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
 

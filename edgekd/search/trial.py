@@ -13,7 +13,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from ..errors import Diverged, RecipeError, StageError
+from ..errors import Diverged, StageError, UsageError
 from ..events import recording
 from ..pipeline import Plan, run_steps
 from .space import Space, planned_with
@@ -39,7 +39,8 @@ def work(space: Space, study: optuna.Study, claimed: Claimed, emit: Emit, comman
     """Carry out a trial and tell the study how it ended.
 
     Values that cannot be trained with (the loss becomes NaN, the memory does not suffice, the recipe does not fit
-    together) end the trial as failed and nothing else. Any other error ends the search and leaves the trial out.
+    together, whether that is found by its check or by a stage) end the trial as failed and nothing else. Any other
+    error ends the search and leaves the trial out.
     """
     trial = claimed.trial
     if set(trial.params) != set(space.search.fields):  # killed while its values were drawn
@@ -48,7 +49,7 @@ def work(space: Space, study: optuna.Study, claimed: Claimed, emit: Emit, comman
     clock = _Clock(trial)
     try:
         value = _carried_out(space, claimed, emit, command, clock)
-    except (Diverged, RecipeError, torch.OutOfMemoryError) as error:
+    except (Diverged, UsageError, torch.OutOfMemoryError) as error:
         # For the sampler it is as bad as a pruned one, so that it looks elsewhere.
         trial.set_user_attr("error", str(error).partition("\n")[0])
         value = None

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..artifact import digest
 from ..data import Dataset
-from ..errors import EdgekdError
+from ..errors import EdgekdError, Problem
 from ..learner import parse_objectives
 from ..objectives import Objectives
 from ..recipe import Recipe
 from ..registry import bind
 from ..teachers import FILLED_IN, Cached
-from ..teachers.cached import cache_bytes, view_file
+from ..teachers.cached import cache_bytes, unequal, view_file
 from .teaching import Teaching, cache_key, teaching
 
-__all__ = ["Cache", "cache_of", "default_directory"]
+__all__ = ["Cache", "cache_of", "clashes", "default_directory"]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A teacher cache on disk: `bytes` of all its views, of which `missing` are not there yet."""
+    """A teacher cache on disk: `bytes` of all its views, of which `missing` are not there yet; `key` is whose it is."""
 
     directory: Path
     bytes: int
     missing: int
+    key: Mapping[str, Any]
 
 
 def default_directory(run: Path, key: Mapping[str, Any]) -> Path:
@@ -44,16 +45,27 @@ def cache_of(stage: Any, teachers: Sequence[str], recipe: Recipe, data: Dataset,
     try:
         component, args, problems = bind("teachers", asked.source.use, asked.source.args, "source", skip=FILLED_IN)
         taught = any(Objectives(parse_objectives(o)).needs_teacher for o in [asked.objectives, *each])
+        if component is not Cached or problems or not taught:
+            return None
+        key = cache_key(recipe, data, teachers, args["of"], args["top"], getattr(stage, "heal", stage))
     except EdgekdError:
         return None  # told by the check
-    if component is not Cached or problems or not taught:
-        return None
-    precision = getattr(stage, "heal", stage).precision
-    key = cache_key(recipe, data, teachers, args["of"], args["top"], precision)
     directory = args["directory"] or default_directory(run, key)
     views, of_one = args["views"], cache_bytes(len(data.train), len(data.classes), 1, args["top"])
     there = sum(view_file(directory, view).exists() for view in range(views))
-    return Cache(directory, views * of_one, (views - there) * of_one)
+    return Cache(directory, views * of_one, (views - there) * of_one, key)
+
+
+def clashes(cache: Cache, earlier: Mapping[str, Cache], place: str) -> Iterator[Problem]:
+    """What is wrong with a cache in whose directory one of the `earlier` stages, by name, will keep other answers."""
+    for name, other in earlier.items():
+        if other.directory.resolve() != cache.directory.resolve():
+            continue
+        parts = unequal(other.key, cache.key)
+        if parts:
+            what = f"the stage {name!r} makes the teacher cache there with another {', '.join(parts)}"
+            yield Problem(place, what, "a source with a directory of its own, or with none: then it lies in the run")
+            return
 
 
 def _asked(stage: Any) -> Teaching | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
-from ..artifact import Artifact, ModelSpec, digest
+from ..artifact import Artifact, ModelSpec, digest, file_sha256
 from ..attack import Attack, AttackSpec
 from ..data import Dataset, Stream, augmentations
 from ..data.augment import Mixture
@@ -21,6 +21,7 @@ from ..models import build, load_state, outputs
 from ..precision import precision_of
 from ..profile import Profile
 from ..recipe import Component, ComponentField, Recipe, Training
+from ..registry import source_digests
 from ..teachers import Cached, Placed, source_of
 from ..teachers.cached import differs
 
@@ -106,7 +107,8 @@ def load_network(artifact: Artifact) -> nn.Module:
 
 def experts_of(artifacts: Sequence[Artifact], run: Path) -> list[tuple[Expert, nn.Module]]:
     """Teachers from their artifacts, with their networks. Accuracies are those of teachers of this run."""
-    own = [a.path.resolve().parent == run.resolve() for a in artifacts]
+    # Where the run finds it, not where a link leads to: the trials of a search share their teachers.
+    own = [a.path.parent.resolve() == run.resolve() for a in artifacts]
     experts = [expert_of(a) if o else replace(expert_of(a), accuracy=None) for a, o in zip(artifacts, own, strict=True)]
     return [(expert, load_network(a)) for expert, a in zip(experts, artifacts, strict=True)]
 
@@ -129,18 +131,25 @@ def placed(experts: Sequence[tuple[Expert, nn.Module]], data: Dataset) -> list[n
 
 
 def cache_key(
-    recipe: Recipe, data: Dataset, teachers: Sequence[str], of: Component, top: int | None, precision: str
+    recipe: Recipe, data: Dataset, teachers: Sequence[str], of: Component, top: int | None, settings: Training
 ) -> dict[str, Any]:
-    """What a teacher cache depends on, part by part; `teachers` are their keys."""
+    """What a teacher cache depends on, part by part; `teachers` are their keys.
+
+    The precision is the one that `settings` come to on this machine. Raises UsageError where it has none such.
+    """
+    combination, augmentation = of.model_dump(mode="json"), [a.model_dump(mode="json") for a in recipe.data.augment]
+    code = [file_sha256(Path(plugin)) for plugin in recipe.plugins if Path(plugin).is_file()]
+    code += sorted(source_digests([combination, augmentation]))
     return {
         "teacher": list(teachers),
-        "combination": of.model_dump(mode="json"),
+        "combination": combination,
         "data": digest([data.fingerprint, data.mean, data.std]),
-        "augmentation": [a.model_dump(mode="json") for a in recipe.data.augment],
+        "augmentation": augmentation,
         "seed": recipe.seed,
         "top": top,
         "images": len(data.train),
-        "precision": precision,
+        "precision": precision_of(settings),
+        **({"code": code} if code else {}),
     }
 
 
@@ -185,9 +194,11 @@ def learner_problems(
         teachers = placed([(e, build(e.spec)) for e in context.teachers], data)
         example = torch.zeros(2, *data.size)
         made = []
-        for name, spec, objectives, place in students:
+        several = bool(getattr(settings, "students", ()))
+        for i, (name, spec, objectives, place) in enumerate(students):
             network = build(spec)
-            _check_answers(network, spec, example, len(data.classes))
+            model = f"{where}.students[{i}].model" if several else f"{where}.model"
+            _check_answers(network, spec, example, len(data.classes), model)
             made.append(Student(network, objectives, name, place))
         try:
             source_of(teaching.source, f"{where}.source")
@@ -252,17 +263,15 @@ def _try_step(learner: Learner, example: Tensor, last: dict[str, int], where: st
 def _input_problems(learner: Learner, settings: Training, context: Context, where: str) -> list[Problem]:
     problems = []
     source = learner.source
+    mixtures = _mixtures(context.recipe)
+    for place in _told_by_labels(learner) if mixtures else ():
+        what = f"{mixtures[0]} mixes the labels of the head 'logits', not this head's"
+        problems.append(Problem(f"{place}.on", what, "an objective that asks a teacher, or leave out the mixture"))
     if isinstance(source, Cached):
-        mixtures = [type(a).__name__ for a in augmentations(context.recipe.data) if isinstance(a, Mixture)]
         if mixtures:
             what = f"a cached teacher has not seen the images that {mixtures[0]} makes"
             problems.append(Problem(f"{where}.source", what, "use source = 'frozen', or leave out the mixture"))
-        keys = [expert.key for expert in context.teachers]
-        wanted = cache_key(context.recipe, context.data, keys, source.of, source.top, settings.precision)
-        other = differs(source.directory, wanted) if source.directory is not None else []
-        if other:
-            what = f"this teacher cache was made with another {', '.join(other)}"
-            problems.append(Problem(f"{where}.source.directory", what, "name another directory, or leave it out"))
+        problems += _cache_problems(source, settings, context, where)
     asked = any("adversarial" in o.inputs for o in learner.weighted)
     if asked and learner.attack is None:
         what = "objectives want adversarial input, and no attack makes it"
@@ -273,23 +282,50 @@ def _input_problems(learner: Learner, settings: Training, context: Context, wher
     return problems
 
 
-def _check_answers(network: nn.Module, spec: ModelSpec, example: Tensor, classes: int) -> None:
+def _mixtures(recipe: Recipe) -> list[str]:
+    try:
+        return [type(a).__name__ for a in augmentations(recipe.data) if isinstance(a, Mixture)]
+    except EdgekdError:  # told by the plan
+        return []
+
+
+def _told_by_labels(learner: Learner) -> Iterator[str]:
+    """The places of objectives on labels of other heads than `logits`."""
+    for one in learner.weighted:
+        for place, head, objective in zip(one.places, one.heads, one.modules_list, strict=True):
+            if head != "logits" and not getattr(objective, "needs_teacher", True):
+                yield place
+
+
+def _cache_problems(source: Cached, settings: Training, context: Context, where: str) -> Iterator[Problem]:
+    """What lies already in the directory that a recipe names."""
+    if source.directory is None:
+        return
+    keys = [expert.key for expert in context.teachers]
+    wanted = cache_key(context.recipe, context.data, keys, source.of, source.top, settings)
+    other = differs(source.directory, wanted)
+    if other:
+        what = f"this teacher cache was made with another {', '.join(other)}"
+        yield Problem(f"{where}.source.directory", what, "name another directory, or leave it out")
+
+
+def _check_answers(network: nn.Module, spec: ModelSpec, example: Tensor, classes: int, where: str) -> None:
     try:
         with torch.no_grad():
             logits = outputs(network.eval()(example))["logits"]
-    except EdgekdError:
-        raise
+    except UsageError as error:
+        raise UsageError(error.problem.what, where=error.problem.where or where, hint=error.problem.hint) from error
     except Exception as error:  # the user's network, or one whose arguments do not suit these images
         first = (str(error).splitlines() or [""])[0]
         raise UsageError(
             f"{spec.use} fails on images {list(example.shape)}: {type(error).__name__}: {first}",
-            where="model",
+            where=where,
             hint="does it take images of this size and number of channels?",
         ) from error
     if logits.shape != (len(example), classes):
         raise UsageError(
             f"{spec.use} gives {list(logits.shape)} for {len(example)} images, expected {[len(example), classes]}",
-            where="model",
+            where=where,
             hint=f"the data has {classes} classes; edgekd passes num_classes to a function that takes it",
         )
 

@@ -122,9 +122,9 @@ class Workspace:
 
     def _fill(self, source: Cached, teachers: Sequence[Expert]) -> None:
         data, batch = self.data, self.recipe.data
-        precision = (self.config.get("heal") or self.config)["precision"]
+        settings = Training(precision=(self.config.get("heal") or self.config)["precision"])
         keys = [expert.key for expert in teachers]
-        key = cache_key(self.recipe, data, keys, source.of, source.top, precision)
+        key = cache_key(self.recipe, data, keys, source.of, source.top, settings)
         directory = source.directory or default_directory(self.destination.parent, key)
 
         def stream(view: int) -> Iterator[dict[str, Any]]:
@@ -144,9 +144,10 @@ class Workspace:
         def progress(done: int, total: int) -> None:
             self.emit({"event": "cache", "stage": f"{self.name}: teacher cache", "done": done, "total": total})
 
-        with autocast(Training(precision=precision)):
+        with autocast(settings):
             source.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            source.fill(directory, stream, len(data.train), progress, key)
+            device = "cuda" if torch.cuda.is_available() else "cpu"  # that of autocast
+            source.fill(directory, stream, len(data.train), progress, key, device)
 
     def train(
         self,

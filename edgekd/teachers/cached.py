@@ -24,7 +24,7 @@ from ..recipe import Component, ComponentField
 from ..registry import register
 from .spec import make_source, source_of
 
-__all__ = ["Cached", "cache_bytes", "differs", "view_file"]
+__all__ = ["Cached", "cache_bytes", "differs", "unequal", "view_file"]
 
 Outputs = dict[str, Tensor]
 AGAIN = "delete it: it is computed again"
@@ -98,12 +98,13 @@ class Cached(nn.Module):
         images: int,
         progress: Callable[[int, int], None],
         key: Mapping[str, Any],
+        device: torch.device | str = "cpu",
     ) -> None:
         """Compute what `directory` lacks: one file per view, each of `images` rows, written atomically.
 
-        `stream(view)` gives batches that cover all images once. `key` tells teacher, data and augmentation apart; a
-        directory that was filled for another key is refused. A second process waits until the first one is done.
-        Raises StageError when the disk refuses, or a file there does not fit.
+        `stream(view)` gives batches that cover all images once; they are answered on `device`. `key` tells teacher,
+        data and augmentation apart; a directory that was filled for another key is refused. A second process waits
+        until the first one is done. Raises StageError when the disk refuses, or a file there does not fit.
         """
         files = [view_file(directory, view) for view in range(self.views)]
         with _alone(directory):
@@ -111,19 +112,26 @@ class Cached(nn.Module):
             for view, file in enumerate(files):
                 if not file.exists():
                     done = partial(_offset, progress, view * images, self.views * images)
-                    self._compute(file, stream(view), images, done)
+                    self._compute(file, stream(view), images, done, device)
                 progress((view + 1) * images, self.views * images)
         self.files, self.images = files, images
         self.inner = nn.Identity()  # it has said all it will be asked
         self._rows(0)
 
     def _compute(
-        self, file: Path, batches: Iterable[dict[str, Any]], images: int, progress: Callable[[int], None]
+        self,
+        file: Path,
+        batches: Iterable[dict[str, Any]],
+        images: int,
+        progress: Callable[[int], None],
+        device: torch.device | str,
     ) -> None:
+        self.inner.to(device)
         rows: NDArray[Any] | None = None
         done = 0
         for batch in batches:
-            logits = self.inner(batch, [{}])[0]["logits"].float().cpu()
+            there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            logits = self.inner(there, [{}])[0]["logits"].float().cpu()
             if rows is None:
                 rows = np.zeros(images, _row(logits.shape[1], self.top))
             with np.errstate(over="ignore"):  # told below
@@ -217,15 +225,26 @@ def _claim(directory: Path, key: Mapping[str, Any]) -> None:
         raise StageError(f"cannot write the teacher cache: {error.strerror}", where=str(directory)) from error
 
 
+def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The parts in which two caches' keys differ."""
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
+
+
 def differs(directory: Path, key: Mapping[str, Any]) -> list[str]:
-    """The parts of the key in which a cache that lies there was made otherwise. Raises StageError (damaged)."""
+    """The parts of the key in which a cache that lies there was made otherwise.
+
+    Raises StageError where that cannot be told: the cache is damaged.
+    """
     try:
         found = json.loads((directory / HEADER).read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(key, default=str))
-        return [name for name in wanted if found.get(name) != wanted[name]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, AttributeError) as error:
+        return unequal(json.loads(json.dumps(key, default=str)), found)
+    except FileNotFoundError as error:
+        if not any(directory.glob("view-*.npy")):
+            return []
+        what = f"this teacher cache does not say whose answers it holds: its {HEADER} is missing"
+        hint = f"delete {directory / 'view-*.npy'}: they are computed again"
+        raise StageError(what, where=str(directory), hint=hint) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise StageError("the teacher cache is damaged", where=str(directory), hint=f"delete {directory}") from error
 
 

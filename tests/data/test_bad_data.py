@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import struct
 from pathlib import Path
 
@@ -242,3 +244,45 @@ def test_a_source_whose_normalisation_does_not_fit(mean, std):
         fails("data (test-unfit)", "do not fit 1 channels", "one number per channel", use="test-unfit", validation=0)
     finally:
         unregister("data", "test-unfit")
+
+
+TARGETS = [
+    ({"parity": torch.zeros(5, dtype=torch.int64)}, "train.targets['parity'] must be int64 [8], got torch.int64 [5]"),
+    ({"parity": torch.zeros(8)}, "train.targets['parity'] must be int64 [8], got torch.float32 [8]"),
+    ({"parity": [0] * 8}, "train.targets['parity'] must be int64 [8], got list []"),
+    (None, "train.targets must be a dict from heads to labels, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("targets", "what"), TARGETS)
+def test_labels_of_further_heads(targets, what):
+    def told():
+        images, labels = torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2
+        return Source(Split(images, labels, targets), Split(images, labels), ["a", "b"])
+
+    register("data", "told")(told)
+    try:
+        fails("data (told)", what, "leave them out" if targets is None else "one label per image", use="told")
+    finally:
+        unregister("data", "told")
+
+
+def test_the_fingerprint_knows_the_names_of_heads_and_their_labels():
+    images, labels = torch.arange(512, dtype=torch.uint8).view(8, 1, 8, 8), torch.arange(8) % 2
+
+    def fingerprint(**targets):
+        register("data", "told")(lambda: Source(Split(images, labels, targets), Split(images, labels), ["a", "b"]))
+        try:
+            return load(DataSpec(use="told", validation=0), seed=0).fingerprint
+        finally:
+            unregister("data", "told")
+
+    found = [fingerprint(), fingerprint(a=labels), fingerprint(b=labels), fingerprint(a=1 - labels)]
+    assert len(set(found)) == 4
+    # Without further heads it is what it was before there were any.
+    old = hashlib.sha256(json.dumps(["a", "b"]).encode())
+    for name, count in (("train", 8), ("validation", 0), ("test", 8)):
+        old.update(f"{name} torch.uint8 [{count}, 1, 8, 8]".encode())
+        old.update(images[:count].numpy().data)
+        old.update(labels[:count].numpy().data)
+    assert found[0] == old.hexdigest()

@@ -141,7 +141,7 @@ def test_what_fits_has_no_problems_and_gives_the_students_spec(context: Any) -> 
             "num_classes",
         ),
         ({"model": "own_networks:wide"}, "stage[2].model", "own_networks:wide fails on images", "this size"),
-        ({"model": "own_networks:pair"}, "stage[2]", "returned tuple, which has no logits", "forward may return"),
+        ({"model": "own_networks:pair"}, "stage[2].model", "returned tuple, which has no logits", "forward may return"),
     ],
 )
 def test_what_does_not_fit_is_placed(

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy as np
 import pytest
 import torch
-from tiny_strategies import KL, RESNET, SMALL, answers, distill, lessons, recipe, run, watched, weights
+from tiny_strategies import KL, RESNET, SMALL, answers, distill, lessons, recipe, run, tiny_digits, watched, weights
 
 from edgekd.artifact import Artifact
 from edgekd.data import load
-from edgekd.recipe import DataSpec
+from edgekd.pipeline import plan
+from edgekd.recipe import DataSpec, parse_recipe
 from edgekd.stages.teaching import load_network
 
 Tables = dict[str, dict[str, Any]]
@@ -171,6 +174,66 @@ def without_norms(num_classes=10):
 """
 
 
+@pytest.mark.parametrize("mixture", ["mixup", "cutmix"])
+def test_mixed_images_keep_their_soft_labels_beside_a_pool_without_labels(teachers: Tables, mixture: str) -> None:
+    few = tiny_digits(begin=3)
+    nothing, images = np.full(len(few.train), -1), few.train.images.numpy()
+    np.savez("pool.npz", x_train=images, y_train=nothing, x_test=images[:1], y_test=nothing[:1])
+    pool = {"use": "npz", "file": "pool.npz", "layout": "NCHW", "batch": 16}
+    further = {"use": "tiny-digits", "begin": 1, "batch": 8}
+    other = {"use": "own_tasks:parity", "batch": 4, "on": "parity"}
+    objectives = [*KL, {"use": "kl", "on": "parity"}]
+    both = {"use": "own_tasks:two_heads", "width": 4}
+    stage = distill(model=both, objectives=objectives, mix=[further, other], unlabelled=pool, epochs=2)
+    batches: list[dict[str, Any]] = []
+    with watched(lambda learner, batch: batches.append(batch) if learner.source is not None else None):
+        run(recipe({"model": both, "epochs": 1}, stage, data={"augment": mixture}))
+    for batch in batches:
+        assert batch["target"].shape == (32 + 8 + 4 + 16, 10)
+        torch.testing.assert_close(batch["target"].sum(dim=1), (batch["label"] >= 0).float())
+        assert (batch["label"] >= 0).tolist() == [True] * 40 + [False] * 20
+    # Rows of two classes are there, of the main data as of the further set: hard labels would have one each.
+    mixed = torch.cat([(batch["target"] > 0).sum(dim=1)[:, None] for batch in batches], dim=1)
+    assert (mixed[:32] == 2).any()
+    assert (mixed[32:40] == 2).any()
+
+
+def test_labels_of_a_further_head_cannot_be_mixed(teachers: Tables) -> None:
+    both = {"model": {"use": "own_tasks:two_heads"}, "objectives": ["ce", {"use": "ce", "on": "parity"}]}
+    stage = distill(model=both["model"], objectives=["ce", {"use": "kl", "on": "parity"}])
+    table = recipe({**both, "epochs": 1}, stage, data={"use": "own_tasks:digits_with_parity"})
+    plan(parse_recipe(table), Path("run"))
+    table["data"]["augment"] = "cutmix"
+    with pytest.raises(RecipeError) as raised:
+        plan(parse_recipe(table), Path("run"))
+    [problem] = raised.value.problems
+    assert problem.where == "teacher.objectives[1].on"
+    assert problem.what == "CutMix mixes the labels of the head 'logits', not this head's"
+    assert "leave out the mixture" in (problem.hint or "")
+
+
+def test_a_pool_whose_file_has_changed_is_read_anew(teachers: Tables) -> None:
+    pool = {"use": "npz", "file": "pool.npz", "layout": "NCHW", "batch": 16}
+    table = recipe(teachers["resnet"], distill(objectives=KL, unlabelled=pool))
+
+    def learnt_from(begin: int) -> tuple[str, set[bytes]]:
+        split = tiny_digits(begin=begin).train
+        images, labels = split.images.numpy(), split.labels.numpy()
+        np.savez("pool.npz", x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
+        batches: list[dict[str, Any]] = []
+        with watched(lambda _, batch: batches.append(batch)):
+            made = run(table)
+        seen = torch.cat([b["image"][32:] for b in batches]) if batches else torch.empty(0)
+        return made["distill"].key, {image.numpy().tobytes() for image in seen}
+
+    first, same, second = learnt_from(3), learnt_from(3), learnt_from(4)
+    assert same == (first[0], set())
+    assert first[0] != second[0]
+    assert first[1]
+    assert second[1]
+    assert not first[1] & second[1]
+
+
 def test_rows_of_which_the_teacher_is_not_sure_are_silent(teachers: Tables) -> None:
     Path("own_tasks.py").write_text(OWN + WITHOUT_NORMS)
     model = {"use": "own_tasks:without_norms"}
@@ -213,3 +276,28 @@ def test_representations_are_learnt_without_labels_before_a_short_labelled_phase
     assert history[-1]["loss.seed"] < history[0]["loss.seed"]
     scratch = run(recipe(teachers["resnet"], distill(**{**labelled, "model": RESNET})), "scratch")
     assert made["distill-2"].manifest.metrics["loss"] < scratch["distill"].manifest.metrics["loss"]
+
+
+def test_a_mixture_keeps_its_soft_targets_beside_a_pool_of_other_classes(teachers: Tables) -> None:
+    pool = {"use": "tiny-digits", "begin": 1, "names": ["0", "1"], "batch": 16}
+    stage = distill(objectives=KL, unlabelled=pool)
+    with lessons() as found:
+        run(recipe(teachers["resnet"], stage, data={"augment": "cutmix"}))
+    for lesson in found:
+        target, labelled = lesson.batch["target"], lesson.batch["label"] >= 0
+        assert target.shape == (32 + 16, 10)
+        assert labelled.tolist() == [True] * 32 + [False] * 16
+        torch.testing.assert_close(target.sum(dim=1), labelled.float())
+    assert any(((lesson.batch["target"] > 0.05) & (lesson.batch["target"] < 0.95)).any() for lesson in found)
+
+
+def test_a_pool_that_has_changed_is_another_pool(teachers: Tables) -> None:
+    def key(seed: int) -> str:
+        pixels = np.random.default_rng(seed).integers(0, 256, (20, 16, 16), dtype=np.uint8)
+        nothing = np.full(20, -1)
+        np.savez("pool.npz", x_train=pixels, y_train=nothing, x_test=pixels[:1], y_test=nothing[:1])
+        stage = distill(objectives=KL, unlabelled={"use": "npz", "file": "pool.npz", "classes": ["x"]})
+        return plan(parse_recipe(recipe(teachers["resnet"], stage)), Path("run")).step("distill").key
+
+    assert key(0) == key(0)
+    assert key(0) != key(1)

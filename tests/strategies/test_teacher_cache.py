@@ -155,6 +155,37 @@ def test_a_damaged_cache_is_told_by_check(teachers: Tables) -> None:
     assert problem.hint == "delete mine"
 
 
+def test_a_cache_that_does_not_say_whose_it_is_is_refused(teachers: Tables) -> None:
+    run(cached(teachers["resnet"], directory="mine"))
+    Path("mine/cache.json").unlink()
+    with pytest.raises(RecipeError) as raised:
+        plan(parse_recipe(cached(teachers["resnet"], directory="mine")), Path("other"))
+    [problem] = raised.value.problems
+    assert "does not say whose answers" in problem.what
+    assert "view-*.npy" in (problem.hint or "")
+
+
+def test_where_a_cache_lies_changes_no_key(teachers: Tables) -> None:
+    def keys(**source: Any) -> list[str]:
+        return [step.key for step in plan(parse_recipe(cached(teachers["resnet"], **source)), Path("run")).steps]
+
+    assert keys() == keys(directory="mine")
+    assert keys() != keys(top=3)
+
+
+def test_what_a_cache_holds_follows_from_the_users_code(teachers: Tables) -> None:
+    plugin = Path("mine.py")
+    plugin.write_text("ONE = 1\n")
+    table = {**cached(teachers["resnet"], directory="answers"), "plugins": ["mine.py"]}
+    run(table)
+    plan(parse_recipe(table), Path("other"))
+    plugin.write_text("ONE = 2\n")
+    with pytest.raises(RecipeError) as raised:
+        plan(parse_recipe(table), Path("other"))
+    [problem] = raised.value.problems
+    assert problem.what.endswith("code")
+
+
 ANOTHER = """\
 import json, sys
 from pathlib import Path
@@ -201,3 +232,39 @@ def test_one_cache_serves_a_whole_fleet(teachers: Tables) -> None:
     assert found[0].teacher[0] is found[0].teacher[1]
     assert len(list(Path("run/.cache").iterdir())) == 1
     assert {"distill.1", "distill.2"} <= made.artifacts.keys()
+
+
+class Where(torch.nn.Module):
+    """A source that tells on which device it and its images are, and answers from the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.found = torch.nn.Parameter(torch.ones(1)), []
+
+    def forward(self, batch: dict[str, Any], students: list[Any]) -> list[dict[str, torch.Tensor]]:
+        self.found.append([self.weight.device.type, *(batch[name].device.type for name in ("image", "label"))])
+        return [{"logits": torch.ones(len(batch["image"]), 2)}]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_cache_is_computed_on_the_device_that_is_named(device: str) -> None:
+    source = Cached([torch.nn.Identity()], views=1)
+    source.inner = where = Where()
+    batch = {"image": torch.zeros(3, 1, 2, 2), "label": torch.zeros(3), "index": torch.tensor([2, 0, 1]), "view": 0}
+    source.fill(Path("cache"), lambda _: [batch], 3, lambda *_: None, {}, device)
+    assert where.found == [[device] * 3]
+    assert np.load("cache/view-000.npy").tolist() == [[1, 1]] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cache_is_computed_on_the_gpu_where_there_is_one(teachers: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    compute = Cached._compute
+
+    def listening(self: Cached, *given: Any) -> None:
+        self.inner.register_forward_pre_hook(lambda _, asked: found.append(asked[0]["image"].device.type))
+        compute(self, *given)
+
+    monkeypatch.setattr(Cached, "_compute", listening)
+    run(cached(teachers["resnet"]))
+    assert set(found) == {"cuda"}

@@ -125,6 +125,10 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         recipe(TEACHER, distill(objectives=["ce", {"use": "rkd", "weight": {"use": "disagreement"}}])),
         *("stage[0].objectives[1].weight", "rkd gives one number for the whole batch", "a number or a schedule"),
     ),
+    "one tap where two are compared": (
+        recipe(TEACHER, distill(objectives=["ce", {"use": "crd", "student": "layer3"}])),
+        *("stage[0].objectives[1].teacher", "give both taps or neither", "layer"),
+    ),
     "a head that is not there": (
         recipe(TEACHER, distill(objectives=kl(on="parity"))),
         *("stage[0].objectives[1].on", "no head 'parity'", "logits"),
@@ -140,6 +144,18 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a pool of other images": (
         recipe(TEACHER, distill(unlabelled={"use": "tiny-digits", "size": 8})),
         *("stage[0].unlabelled", "images differ from the main data's: 1x8x8", "resize one of them"),
+    ),
+    "a pool with an augmentation of its own": (
+        recipe(TEACHER, distill(unlabelled={**OTHER, "augment": "flip"})),
+        *("stage[0].unlabelled.augment", "is that of the main data", "data.augment"),
+    ),
+    "two caches in one directory": (
+        recipe(
+            TEACHER,
+            distill(source={"use": "cached", "directory": "answers"}),
+            distill(source={"use": "cached", "directory": "answers", "top": 3}),
+        ),
+        *("stage[1].source.directory", "'distill' makes the teacher cache there with another top", "of its own"),
     ),
     "a pool that cannot be loaded": (
         recipe(TEACHER, distill(unlabelled={"use": "image-folder", "root": "nowhere", "size": 16})),
@@ -169,6 +185,14 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         recipe(TEACHER, distill(mix=[{**OTHER, "on": "other"}])),
         *("stage[0].mix[0].on", "no objective is for the head 'other'", 'on = "other"'),
     ),
+    "a mix augmented otherwise": (
+        recipe(TEACHER, distill(mix=[OTHER, {**OTHER, "begin": 2, "augment": "flip"}])),
+        *("stage[0].mix[1].augment", "is that of the main data", "data.augment"),
+    ),
+    "a pool normalised otherwise": (
+        recipe(TEACHER, distill(unlabelled={**OTHER, **NORMALISED})),
+        *("stage[0].unlabelled.normalize", "is that of the main data", "data.normalize"),
+    ),
     "a mix beside a cache": (
         recipe(TEACHER, distill(source="cached", mix=[OTHER])),
         *("stage[0].source", "a cached teacher has not seen the further images", "'frozen'"),
@@ -196,6 +220,10 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "peers that heal": (
         recipe(TEACHER, distill(), {"use": "prune", "target": {"macs": 0.5}, "heal": {"epochs": 1, "source": "peers"}}),
         *("stage[1].heal.source", "peers are two students or more", "students"),
+    ),
+    "a student of other images": (
+        recipe(TEACHER, distill(students=[TWO[0], {"model": {**SMALL, "in_channels": 3}}])),
+        *("stage[0].students[1].model", "cifar-resnet fails on images [2, 1, 16, 16]", "number of channels"),
     ),
     "students of one name": (
         recipe(TEACHER, distill(students=[{"name": "2", "model": SMALL}, {"model": SMALL}])),
