@@ -106,7 +106,8 @@ class Embedded(nn.Module):
     def __init__(self, student: str | None, teacher: str | None) -> None:
         super().__init__()
         if (student is None) != (teacher is None):
-            raise UsageError("give both taps or neither", where="student" if student is None else "teacher")
+            where, hint = "student" if student is None else "teacher", "without taps, logits are compared"
+            raise UsageError("give both taps or neither", where=where, hint=hint)
         self.student_taps = () if student is None else (student,)
         self.teacher_taps = () if teacher is None else (teacher,)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy as np
 import pytest
 import torch
 from tiny_strategies import KL, RESNET, SMALL, answers, distill, lessons, recipe, run, tiny_digits, watched, weights
 
 from edgekd.artifact import Artifact
 from edgekd.data import load
+from edgekd.errors import RecipeError
 from edgekd.pipeline import plan
 from edgekd.recipe import DataSpec, parse_recipe
 from edgekd.stages.teaching import load_network

@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     ),
     "one tap where two are compared": (
         recipe(TEACHER, distill(objectives=["ce", {"use": "crd", "student": "layer3"}])),
-        *("stage[0].objectives[1].teacher", "give both taps or neither", "layer"),
+        *("stage[0].objectives[1].teacher", "give both taps or neither", "logits are compared"),
     ),
     "a head that is not there": (
         recipe(TEACHER, distill(objectives=kl(on="parity"))),
