@@ -154,6 +154,18 @@ def test_what_a_profile_says_is_in_the_keys_of_what_follows_it(base: list[str]) 
     assert keys(profiles=["slow.toml"]) == base  # how it is measured changes no network
 
 
+def test_where_a_cache_lies_is_in_no_key() -> None:
+    """And so not in those of stages that heal by the same source; how many views it has is in all of them."""
+    cached = 'stage.distill.source={use="cached", of={use="ensemble"}%s}'
+    here = keys(cached % "")
+    assert keys(cached % ', directory="elsewhere"') == here
+    more = keys(cached % ", views=3")
+    assert more[0] == here[0]
+    assert not set(more[1:]) & set(here)
+    healed = 'stage.prune.heal.source={use="cached"%s}'
+    assert keys(healed % "") == keys(healed % ', directory="elsewhere"')
+
+
 def test_the_source_of_plugins_and_own_functions_is_in_the_keys(base: list[str]) -> None:
     plugin = Path("mine.py")
     plugin.write_text("A = 1\n")

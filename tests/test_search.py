@@ -18,10 +18,12 @@ from typing import Any
 import optuna
 import pytest
 from processes import environ
+from torch import Tensor, nn
 
 from edgekd.errors import RecipeError, StageError, UsageError
 from edgekd.pipeline import plan
 from edgekd.recipe import Recipe, load_recipe, parse_recipe, to_toml
+from edgekd.registry import register, unregister
 from edgekd.search import prepare, search, study
 from edgekd.search.study import Numbered
 
@@ -289,6 +291,42 @@ def test_trials_weigh_their_shared_teachers_by_accuracy(tmp_path: Path) -> None:
     tried["stage"][0].update(epochs=1, source={"use": "ensemble", "combine": "accuracy"})
     [trial] = search(parse_recipe(tried), directory=tmp_path / "s")["trials"]
     assert trial["state"] == "complete"
+
+
+class Picky(nn.Module):
+    """An objective that only finds in training that it was given the wrong number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, student: dict[str, Tensor], teacher: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+        if self.training and self.number == 13:
+            raise UsageError("13 brings bad luck", where="picky.number")
+        return student["logits"].square().mean()
+
+
+def test_values_that_a_stage_refuses_fail_alone(tmp_path: Path) -> None:
+    register("objectives", "picky")(Picky)
+    try:
+        number = "stage.distill.objectives.picky.number"
+        tried = table(fields={number: [7, 13]}, trials=3)
+        tried["stage"][0].update(epochs=1, objectives=["ce", {"use": "picky", "number": 7}])
+        document = search(parse_recipe(tried), directory=tmp_path / "s")
+    finally:
+        unregister("objectives", "picky")
+    assert {t["values"][number]: t["state"] for t in document["trials"]} == {7: "complete", 13: "failed"}
+    assert {t["error"] for t in document["trials"]} == {None, "picky.number: 13 brings bad luck"}
+
+
+def test_trials_weigh_the_teachers_that_they_share_by_accuracy(tmp_path: Path) -> None:
+    tried = table(fields={LR: [0.1, 0.2]}, trials=1)
+    tried["teacher"] = [tried["teacher"], {**tried["teacher"], "lr": 0.01}]
+    tried["stage"][0].update(epochs=1, source={"use": "ensemble", "combine": "accuracy"})
+    document = search(parse_recipe(tried), directory=tmp_path / "s")
+    [trial] = document["trials"]
+    assert (trial["state"], trial["error"]) == ("complete", None)
+    assert sum(p.is_symlink() for p in Path(trial["directory"]).glob("*-teacher*")) == 2
 
 
 def start(directory: Path, *more: str) -> subprocess.Popen[str]:
