@@ -51,6 +51,13 @@ ema = 0.9
 precision = "fp32"
 
 [[stage]]
+use = "distill"
+epochs = 9
+lr = 1e-9
+patience = 1
+precision = "fp32"
+
+[[stage]]
 use = "export"
 """
 
@@ -147,13 +154,14 @@ def test_two_processes_compute_what_one_computes_on_the_summed_batch(
 ) -> None:
     """Within 1e-5 of a weight or a loss: sums in another order, in fp32."""
     one, both = written(tmp_path / "one", EQUAL % 128), written(tmp_path / "both", EQUAL % 64)
-    until = ["--until", "distill.b"]
+    until = ["--until", "distill-2"]
     alone = edgekd("run", "recipe.toml", *until, cwd=one)
     assert alone.code == 0, alone.err
     outcome = two("-m", "edgekd", "run", "recipe.toml", *until, cwd=both)
     assert outcome.code == 0, outcome.err
     expected, found = artifacts(one / "runs/equal"), artifacts(both / "runs/equal")
-    assert list(found) == list(expected) == ["teacher", "distill.a", "distill.b"]
+    assert list(found) == list(expected) == ["teacher", "distill.a", "distill.b", "distill"]
+    assert len(history(found["distill"])) == 2  # the last one stops early, in both at the same epoch
     for stage in found:
         right, made = weights(expected[stage]), weights(found[stage])
         assert right.keys() == made.keys()
