@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from processes import Outcome, spawn
-
-PROFILE = """\
-extends = "cpu-x86"
-description = "as little measuring as can be"
-[protocol]
-rounds = 3
-precision = 10.0
-block_s = 0.01
-warmup_s = 0.01
-batches = [1]
-"""
+from processes import PROFILE, Finished, Outcome, spawn
 
 RECIPE = """\
 version = 1
@@ -53,17 +40,6 @@ use = "export"
 [gate]
 size_mb = { max = 1.0 }
 """
-
-
-class Finished(NamedTuple):
-    """A run of RECIPE in `project`/runs/tiny, and what the command said. Tests copy it before they change it."""
-
-    directory: Path
-    outcome: Outcome
-
-    def copy(self, destination: Path) -> Path:
-        shutil.copytree(self.directory, destination)
-        return destination
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PROFILE, Finished
-from processes import Outcome, environ
+from processes import PROFILE, Finished, Outcome, environ
 from safetensors.torch import load_file
 from torch import Tensor
 
