@@ -285,14 +285,6 @@ def test_values_that_cannot_be_trained_with_fail_alone(tmp_path: Path) -> None:
         search(recipe(fields={LR: [1e30]}, trials=2), directory=tmp_path / "t")
 
 
-def test_trials_weigh_their_shared_teachers_by_accuracy(tmp_path: Path) -> None:
-    tried = table(fields={LR: [0.05, 0.1]}, trials=1)
-    tried["teacher"] = [tried["teacher"], tried["teacher"]]
-    tried["stage"][0].update(epochs=1, source={"use": "ensemble", "combine": "accuracy"})
-    [trial] = search(parse_recipe(tried), directory=tmp_path / "s")["trials"]
-    assert trial["state"] == "complete"
-
-
 class Picky(nn.Module):
     """An objective that only finds in training that it was given the wrong number."""
 

@@ -276,28 +276,3 @@ def test_representations_are_learnt_without_labels_before_a_short_labelled_phase
     assert history[-1]["loss.seed"] < history[0]["loss.seed"]
     scratch = run(recipe(teachers["resnet"], distill(**{**labelled, "model": RESNET})), "scratch")
     assert made["distill-2"].manifest.metrics["loss"] < scratch["distill"].manifest.metrics["loss"]
-
-
-def test_a_mixture_keeps_its_soft_targets_beside_a_pool_of_other_classes(teachers: Tables) -> None:
-    pool = {"use": "tiny-digits", "begin": 1, "names": ["0", "1"], "batch": 16}
-    stage = distill(objectives=KL, unlabelled=pool)
-    with lessons() as found:
-        run(recipe(teachers["resnet"], stage, data={"augment": "cutmix"}))
-    for lesson in found:
-        target, labelled = lesson.batch["target"], lesson.batch["label"] >= 0
-        assert target.shape == (32 + 16, 10)
-        assert labelled.tolist() == [True] * 32 + [False] * 16
-        torch.testing.assert_close(target.sum(dim=1), labelled.float())
-    assert any(((lesson.batch["target"] > 0.05) & (lesson.batch["target"] < 0.95)).any() for lesson in found)
-
-
-def test_a_pool_that_has_changed_is_another_pool(teachers: Tables) -> None:
-    def key(seed: int) -> str:
-        pixels = np.random.default_rng(seed).integers(0, 256, (20, 16, 16), dtype=np.uint8)
-        nothing = np.full(20, -1)
-        np.savez("pool.npz", x_train=pixels, y_train=nothing, x_test=pixels[:1], y_test=nothing[:1])
-        stage = distill(objectives=KL, unlabelled={"use": "npz", "file": "pool.npz", "classes": ["x"]})
-        return plan(parse_recipe(recipe(teachers["resnet"], stage)), Path("run")).step("distill").key
-
-    assert key(0) == key(0)
-    assert key(0) != key(1)

@@ -145,18 +145,6 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         recipe(TEACHER, distill(unlabelled={"use": "tiny-digits", "size": 8})),
         *("stage[0].unlabelled", "images differ from the main data's: 1x8x8", "resize one of them"),
     ),
-    "a pool with an augmentation of its own": (
-        recipe(TEACHER, distill(unlabelled={**OTHER, "augment": "flip"})),
-        *("stage[0].unlabelled.augment", "is that of the main data", "data.augment"),
-    ),
-    "two caches in one directory": (
-        recipe(
-            TEACHER,
-            distill(source={"use": "cached", "directory": "answers"}),
-            distill(source={"use": "cached", "directory": "answers", "top": 3}),
-        ),
-        *("stage[1].source.directory", "'distill' makes the teacher cache there with another top", "of its own"),
-    ),
     "a pool that cannot be loaded": (
         recipe(TEACHER, distill(unlabelled={"use": "image-folder", "root": "nowhere", "size": 16})),
         *("stage[0].unlabelled", "nowhere", "hint"),
