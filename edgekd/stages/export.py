@@ -99,8 +99,8 @@ def write_onnx(
 ) -> dict[str, Any]:
     """Export an artifact's network and compare it with the file in ONNX Runtime on real images.
 
-    Raises StageError where they differ: more than 1e-3 of the largest logit for float networks, less than 99.5 %
-    equal answers for quantized ones.
+    Raises StageError where they differ: more than 1e-3 of the largest logit for float networks, for quantized ones
+    more than 0.5 % of the answers, and more than one.
     """
     network = exportable(artifact)
     export_onnx(
@@ -118,8 +118,9 @@ def write_onnx(
         found = compare(path, network, normalised(pool.images[:images], data), session.run)
     quantized = artifact.manifest.quantization is not None
     limit = FLOAT_TOLERANCE * max(1.0, found["max_abs_logit"])
-    # Written so that NaN is wrong.
-    right = found["argmax_agreement"] >= AGREEMENT if quantized else found["max_abs_difference"] <= limit
+    # One image may always be a tie that rounding decides. Written so that NaN is wrong.
+    unequal = round((1 - found["argmax_agreement"]) * found["images"])
+    right = unequal <= max(1, (1 - AGREEMENT) * found["images"]) if quantized else found["max_abs_difference"] <= limit
     if not right:
         raise StageError(
             f"the exported file does not compute what the network computes: {found['argmax_agreement']:.1%} equal "

@@ -12,6 +12,7 @@ from wrong_strategies import CE_ONLY, NORMALISED, OTHER, TEACHER, WRONG, ensembl
 
 from edgekd.artifact import Artifact
 from edgekd.recipe import parse_recipe, to_toml
+from edgekd.registry import unregister
 
 Call = Callable[..., Any]
 
@@ -162,6 +163,9 @@ def test_an_objective_of_ones_own_that_fails_is_told(edgekd: Call) -> None:
         "        return (student['logits'] - teacher['features']).square().mean()\n"
     )
     table = {**recipe(TEACHER, distill(objectives=["ce", "own-wrong"])), "plugins": ["own_loss.py"]}
-    code, [error], _ = checked(table, edgekd)
+    try:
+        code, [error], _ = checked(table, edgekd)
+    finally:
+        unregister("objectives", "own-wrong")
     assert code == 2
     assert error == "stage[0].objectives: the loss of two blank images fails: KeyError: 'features'"
