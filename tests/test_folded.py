@@ -34,9 +34,10 @@ def norms(network: nn.Module) -> int:
 
 @pytest.mark.parametrize(("use", "size"), [("cifar-resnet", 32), ("mobilenet", 32)])
 def test_a_folded_network_answers_the_same_and_has_no_norms_left(use: str, size: int) -> None:
-    network = warmed(build(ModelSpec(use=use, args={"num_classes": 10, "in_channels": 3})))
+    # In float64: how float32 rounds depends on the number of threads, and deep networks magnify it.
+    network = warmed(build(ModelSpec(use=use, args={"num_classes": 10, "in_channels": 3}))).double()
     before = copy.deepcopy(network.state_dict())
-    image = torch.randn(4, 3, size, size)
+    image = torch.randn(4, 3, size, size, dtype=torch.float64)
     made = folded(network)
     assert norms(network) > 0
     assert norms(made) == 0
