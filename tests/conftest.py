@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# Before torch reads it: sums in another order are other weights, and the tests' own processes have one thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 from processes import PROFILE, Finished, Outcome, spawn

@@ -115,7 +115,7 @@ def test_offline_a_whole_set_at_once_and_every_call_kept(foreign: Path, tmp_path
     assert found["offline"]["low"] <= found["offline"]["value"] <= found["offline"]["high"]
     assert found["offline"]["value"] > 64 / 1.0
     assert found["load_ms"]["value"] > 0
-    assert found["layer_times"][0]["op"] in ("MatMul", "Gemm")
+    assert {"MatMul", "Gemm"} & {row["op"] for row in found["layer_times"]}
     samples = json.loads((tmp_path / "results.samples.json").read_text())
     assert samples["unit"] == "ms"
     assert sum(map(len, samples["profiles"]["p"]["theirs"])) == found["latency"]["samples"]
