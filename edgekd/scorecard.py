@@ -29,6 +29,7 @@ from .bench import (
     layer_times,
     mcnemar,
     measure_latency,
+    noise,
     offline,
     others_busy,
     packed,
@@ -262,16 +263,13 @@ def _extras(sessions: dict[str, Session], profile: Profile, data: Dataset | None
 
 def _feed(session: Session, data: Dataset | None, batch: int, start: int = 0) -> Feed:
     """Real test images, those from `start` on, where there are any; random ones for somebody else's file."""
-    feed = {}
+    feed = noise(session, batch)
     for info in session.inputs:
-        axes = [axis if isinstance(axis, int) else (batch if i == 0 else 1) for i, axis in enumerate(info.axes)]
-        if data is not None and axes[1:] == data.size:
-            chosen = np.arange(start, start + axes[0]) % len(data.test)
+        shape = feed[info.name].shape
+        if data is not None and list(shape[1:]) == data.size:
+            chosen = np.arange(start, start + shape[0]) % len(data.test)
             images = data.test.images[chosen].numpy()
             feed[info.name] = images if info.dtype == "uint8" else _normaliser(data)(images).astype(info.dtype)
-        else:
-            noise = np.random.default_rng(0).random(axes)
-            feed[info.name] = (noise * 255 if info.dtype in ("uint8", "int64", "int32") else noise).astype(info.dtype)
     return feed
 
 

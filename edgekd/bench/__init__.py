@@ -11,6 +11,7 @@ from .measure import Samples, measure_latency, pinned, ratios_known, round_media
 from .quality import calibration_error, class_figures, confusion_matrix, packed, unpacked
 from .rates import offline, throughput
 from .results import Interval, Latency, Lineage, ProfileResults, Results, Variant
+from .side_by_side import noise, side_by_side
 from .stats import bootstrap_median_by_round, mcnemar, paired_drop, paired_ratio, speedup, unpaired_ratio, wilson
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "layer_times",
     "mcnemar",
     "measure_latency",
+    "noise",
     "offline",
     "others_busy",
     "packed",
@@ -42,6 +44,7 @@ __all__ = [
     "ratios_known",
     "round_medians",
     "same_machine",
+    "side_by_side",
     "speedup",
     "throughput",
     "unpacked",
