@@ -25,5 +25,5 @@ def test_ten_times_the_layers_are_seen_to_take_longer(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="none.onnx"):
+    with pytest.raises(UsageError, match=r"none\.onnx"):
         side_by_side({"a": tmp_path / "none.onnx"}, load_profile("cpu-x86"))
