@@ -111,6 +111,8 @@ def _part() -> None:
     if distributed.is_initialized() and (distributed.get_backend() == "gloo" or _joined is None or not _joined.said):
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
+    if _joined is not None:
+        _joined.group = None  # the last reference: only now its threads are joined
 
 
 @contextlib.contextmanager
