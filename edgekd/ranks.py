@@ -11,15 +11,29 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .errors import EdgekdError, Problem, StageError, UsageError
 
-__all__ = ["Ended", "count", "first", "from_first", "gathered", "join", "launched", "mean", "rank", "same", "together"]
+__all__ = [
+    "Ended",
+    "count",
+    "first",
+    "from_first",
+    "gathered",
+    "join",
+    "launched",
+    "leave",
+    "mean",
+    "rank",
+    "same",
+    "together",
+]
 
 T = TypeVar("T")
 #: The others wait while the first one measures, and that may take hours.
@@ -113,6 +127,20 @@ def _part() -> None:
             distributed.destroy_process_group()
     if _joined is not None:
         _joined.group = None  # the last reference: only now its threads are joined
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as `sys.exit` does, but for the interpreter's own end where others were met.
+
+    A thread of Gloo's that frees a tensor while the interpreter goes down aborts the process (pytorch issue 190489).
+    """
+    if _joined is None:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def main() -> None:
         show_error(error)
         code = error.exit_code
         if not error.problems:  # another process has said it
-            sys.exit(code)
+            ranks.leave(code)
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -61,7 +61,7 @@ def main() -> None:
         code = _other(error)
     if code == INTERRUPTED:
         print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
-    sys.exit(code)
+    ranks.leave(code)
 
 
 def _other(error: Exception) -> int:
