@@ -1,0 +1,48 @@
+"""The whole front: students that a ResNet-56 teaches, quantized, against its float file at p50 on one thread.
+
+    python benchmarks/edge_front.py --data data --teacher data/resnet56.th --into docs/compression.md
+
+Each student is distilled from the cached teacher for `--epochs`, then trained with fake quantization for
+`--qat-epochs`, and exported. `pruned` rows prune the distilled ResNet-20 to the named speed-up of its int8 file first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rows import Stages, fill, healing, options_of
+
+#: name -> the student, and the speed-up that its int8 form is pruned to.
+ROWS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "ResNet-20": ({"depth": 20}, None),
+    "ResNet-20, pruned 1.35x": ({"depth": 20}, 1.35),
+    "ResNet-20, pruned 1.7x": ({"depth": 20}, 1.7),
+    "ResNet-14": ({"depth": 14}, None),
+    "ResNet-8, width 32": ({"depth": 8, "width": 32}, None),
+    "ResNet-8": ({"depth": 8}, None),
+}
+
+
+def stages_of(row: str, seed: int, options: argparse.Namespace) -> Stages:
+    student, speedup = ROWS[row]
+    stages: Stages = [
+        {"use": "distill", "model": {"use": "cifar-resnet", **student}, **healing(options, seed, options.epochs, 0.2)}
+    ]
+    if speedup is not None:
+        latency = {"profile": "cpu-x86", "speedup": speedup, "precision": "int8"}
+        heal = healing(options, seed, options.heal_epochs, 0.05)
+        stages.append({"use": "prune", "target": {"latency": latency}, "heal": heal})
+    return [*stages, {"use": "quantize", "heal": healing(options, seed, options.qat_epochs, 0.01)}]
+
+
+def main() -> None:
+    parser = options_of(__doc__, rows=list(ROWS), runs="edge-front", out="edge_front.json")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--heal-epochs", type=int, default=16)
+    parser.add_argument("--qat-epochs", type=int, default=4)
+    fill(parser.parse_args(), stages_of, "front")
+
+
+if __name__ == "__main__":
+    main()
