@@ -1,31 +1,54 @@
-"""What taking units away does to the network's answers: measured on images, for every group and every step.
+"""What one change does to a network's answers: measured on images, for every group, every step, every block.
 
 A step is measured on the network that surgery leaves, so it means what removal means, norms over channels included.
-Whatever runs before the first layer that a step touches gives what it gave before, and is not computed again.
+Whatever runs before the first layer that a change touches gives what it gave before, and is not computed again.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ..errors import StageError
 from ..models import outputs
+from .blocks import Block
 from .graph import apply
+from .prefix import Calls, reusing, run_keeping
 from .search import Candidate, removed_channels
 
-__all__ = ["harm"]
+__all__ = ["Change", "Effect", "effects", "filled", "harm", "measured_steps", "removal"]
 
 #: Of a group with more steps than these so many are measured, evenly spaced; those between lie on straight lines.
 POINTS = 16
+Key = TypeVar("Key", bound=Hashable)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Change:
+    """Something done to a copy of a network, in place, and the modules and parameters that it touches."""
+
+    make: Callable[[nn.Module], None]
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a change does to the answers, mean over the images.
+
+    divergence: KL(softmax(logits before) || softmax(logits after)), in nats.
+    drop: top-1 accuracy before - after, a fraction; None where the images have no labels.
+    """
+
+    divergence: float
+    drop: float | None
+
+
 def harm(
     network: nn.Module,
     candidates: Sequence[Candidate],
@@ -45,45 +68,91 @@ def harm(
     Cost: a forward pass of all images per measured step, less what runs before the group, and one or two more.
     Raises StageError where logits are not finite, or there are no images.
     """
+    steps = {c.group.name: measured_steps(c, points) for c in candidates}
+    changes = {(c.group.name, i): removal(c, c.steps[i]) for c in candidates for i in steps[c.group.name]}
+    found = effects(network, changes, ((batch, None) for batch in batches), reference=reference)
+    return {
+        c.group.name: filled({i: found[c.group.name, i].divergence for i in steps[c.group.name]}, c.steps)
+        for c in candidates
+    }
+
+
+def measured_steps(candidate: Candidate, points: int = POINTS) -> list[int]:
+    """Positions in the candidate's steps, 0 left out: all, or `points` of them, evenly spaced and with the last."""
+    last = len(candidate.steps) - 1
+    wanted = min(points, last)
+    return [round(last * i / wanted) for i in range(1, wanted + 1)]
+
+
+def filled(values: Mapping[int, float], steps: Sequence[int]) -> list[float]:
+    """The value of every step from those at some positions: 0 at step 0, and straight lines in between."""
+    known = {0: 0.0, **values}
+    result = [known.get(position, 0.0) for position in range(len(steps))]
+    for low, high in itertools.pairwise(known):
+        for position in range(low + 1, high):
+            share = (steps[position] - steps[low]) / (steps[high] - steps[low])
+            result[position] = (1 - share) * known[low] + share * known[high]
+    return result
+
+
+def removal(candidate: Candidate, units: int) -> Change:
+    """Taking the `units` least important units of a candidate away; of a block, the block."""
+    group = candidate.group
+    if isinstance(group, Block):
+        return Change(lambda network: apply(network, (), {}, [group.name]), (group.name,))
+    edits, attributes = group.edits_of(removed_channels(candidate, units)), group.attributes(units)
+    return Change(lambda network: apply(network, edits, attributes), (*group.layers, *attributes))
+
+
+@torch.no_grad()
+def effects(
+    network: nn.Module,
+    changes: Mapping[Key, Change],
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    reference: nn.Module | None = None,
+) -> dict[Key, Effect]:
+    """The effect of every change alone, on images [N, C, H, W] with or without labels [N].
+
+    network: not changed; it is measured in evaluation mode, on its own device and in its own precision. With a
+    `reference`, the divergence is from its answers, less that of the unchanged network.
+    Raises StageError where logits are not finite, or there are no images.
+    """
     whole = copy.deepcopy(network).eval()
     device = next((p.device for p in whole.parameters()), torch.device("cpu"))
     other = None if reference is None else copy.deepcopy(reference).eval().to(device)
-    measured = {c.group.name: _spread(len(c.steps), points) for c in candidates}
-    totals = {c.group.name: torch.zeros(len(c.steps), dtype=torch.float64) for c in candidates}
-    first = None
-    images = 0
-    for batch in batches:
+    divergence = dict.fromkeys(changes, 0.0)
+    lost = dict.fromkeys(changes, 0)
+    before: dict[Key, list[str]] = {}
+    images, labelled = 0, True
+    for batch, labels in batches:
         inputs = batch.to(device)
-        first = _Calls.of(whole, inputs[:1]) if first is None else first
-        wanted = {path for c in candidates for path in first.before(whole, c)}
-        kept, own = _run(whole, inputs, wanted)
-        target = own if other is None else _log_probabilities(other, inputs)
-        start = _divergence(target, own)
-        for c in candidates:
-            reused = {path: kept[path] for path in first.before(whole, c)}
-            for position in measured[c.group.name]:
-                without = _without(whole, c, c.steps[position])
-                for path, value in reused.items():
-                    without.get_submodule(path).forward = _giving(value)  # type: ignore[method-assign]
-                totals[c.group.name][position] += _divergence(target, _log_probabilities(without, inputs)) - start
+        if not images:
+            calls = Calls.of(whole, inputs[:1])
+            before = {key: calls.before(whole, change.paths) for key, change in changes.items()}
+        kept, result = run_keeping(whole, inputs, set(itertools.chain(*before.values())))
+        own = _log_probabilities(result)
+        target = own if other is None else _log_probabilities(other(inputs))
+        start, right = _divergence(target, own), _right(own, labels)
+        for key, change in changes.items():
+            changed = copy.deepcopy(whole)
+            change.make(changed)
+            reusing(changed, {path: kept[path] for path in before[key]})
+            found = _log_probabilities(changed(inputs))
+            divergence[key] += _divergence(target, found) - start
+            lost[key] += right - _right(found, labels)
         images += len(inputs)
+        labelled = labelled and labels is not None
     if images == 0:
-        raise StageError("no calibration images to measure harm on", where="prune")
-    return {c.group.name: _filled(totals[c.group.name] / images, c.steps, measured[c.group.name]) for c in candidates}
+        raise StageError("no calibration images to measure on", hint="give more images")
+    return {key: Effect(divergence[key] / images, lost[key] / images if labelled else None) for key in changes}
 
 
-def _without(network: nn.Module, candidate: Candidate, units: int) -> nn.Module:
-    twin = copy.deepcopy(network)
-    channels = removed_channels(candidate, units)
-    apply(twin, candidate.group.edits_of(channels), candidate.group.attributes(units))
-    return twin
-
-
-def _log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    logits = outputs(network(images))["logits"].double()
+def _log_probabilities(result: Any) -> Tensor:
+    logits = outputs(result)["logits"].double()
     if not bool(logits.isfinite().all()):
         hint = "check the weights and the calibration images"
-        raise StageError("the logits of the calibration images are not finite", where="prune", hint=hint)
+        raise StageError("the logits of the calibration images are not finite", hint=hint)
     return logits.log_softmax(1)
 
 
@@ -92,99 +161,5 @@ def _divergence(p: Tensor, q: Tensor) -> float:
     return float((p.exp() * (p - q)).sum())
 
 
-def _spread(steps: int, points: int) -> list[int]:
-    """Positions 1 ... steps - 1, or `points` of them, evenly spaced and with the last."""
-    last = steps - 1
-    return sorted({round(last * i / min(points, last)) for i in range(1, min(points, last) + 1)})
-
-
-def _filled(values: Tensor, steps: Sequence[int], measured: Sequence[int]) -> list[float]:
-    """The harm of every step, straight lines between those that were measured."""
-    known = [0, *measured]
-    result = values.tolist()
-    for low, high in zip(known, known[1:], strict=False):
-        for position in range(low + 1, high):
-            share = (steps[position] - steps[low]) / (steps[high] - steps[low])
-            result[position] = (1 - share) * result[low] + share * result[high]
-    return result
-
-
-class _Calls:
-    """When each module was called in one forward pass, and when it returned."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, list[tuple[int, int]]] = {}
-        self._found: dict[str, list[str]] = {}
-
-    @classmethod
-    def of(cls, network: nn.Module, images: Tensor) -> _Calls:
-        calls = cls()
-        begun: dict[str, list[int]] = {}
-        clock = iter(range(1 << 62))
-
-        def enter(path: str) -> Callable[..., None]:
-            return lambda *_: begun.setdefault(path, []).append(next(clock))
-
-        def leave(path: str) -> Callable[..., None]:
-            return lambda *_: calls.times.setdefault(path, []).append((begun[path].pop(), next(clock)))
-
-        handles = []
-        for path, module in network.named_modules():
-            handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave(path))]
-        try:
-            network(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return calls
-
-    def before(self, network: nn.Module, candidate: Candidate) -> list[str]:
-        """The largest modules that ran once, and returned before anything ran that the candidate changes."""
-        name = candidate.group.name
-        if name not in self._found:
-            touched = {*candidate.group.layers, *candidate.group.attributes(1)}
-            start = min(self._start(path) for path in touched)
-            self._found[name] = list(self._finished(network, "", start))
-        return self._found[name]
-
-    def _start(self, path: str) -> int:
-        # A parameter, or a module that is read without being called, counts from the start of what holds it.
-        while path and path not in self.times:
-            path = path.rpartition(".")[0]
-        return min(begin for begin, _ in self.times[path])
-
-    def _finished(self, module: nn.Module, path: str, limit: int) -> Iterable[str]:
-        times = self.times.get(path, [])
-        if len(times) == 1 and times[0][1] < limit:
-            yield path
-            return
-        for name, child in module.named_children():
-            yield from self._finished(child, f"{path}.{name}" if path else name, limit)
-
-
-def _run(network: nn.Module, images: Tensor, wanted: Iterable[str]) -> tuple[Mapping[str, Any], Tensor]:
-    """What the wanted modules returned, and the log-probabilities."""
-    kept: dict[str, Any] = {}
-
-    def keep(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, result: Any) -> None:
-            kept[path] = _copied(result)
-
-        return hook
-
-    handles = [network.get_submodule(path).register_forward_hook(keep(path)) for path in wanted]
-    try:
-        found = _log_probabilities(network, images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return kept, found
-
-
-def _giving(value: Any) -> Callable[..., Any]:
-    return lambda *_args, **_kwargs: _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    # What follows may change it in place.
-    return tree_map_only(Tensor, torch.clone, value)
+def _right(answers: Tensor, labels: Tensor | None) -> int:
+    return 0 if labels is None else int((answers.argmax(1) == labels.to(answers.device)).sum())
