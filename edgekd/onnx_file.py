@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from . import __version__
 from .artifact import Preprocessing, write_atomically
 from .errors import StageError, UsageError
 from .quant.quiet import quiet
+from .runtimes.optimised import FLOAT_KERNELS, INTEGER_KERNELS, optimised_graph
 
 __all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata", "stored_bytes"]
 
@@ -29,15 +29,6 @@ LOWEST_OPSET = 18
 #: protobuf's limit on one file.
 LARGEST = 2**31 - 1
 MOST_IMAGES = 65536
-
-INTEGER_LAYERS = {
-    *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm", "MatMulIntegerToFloat"),
-    *("DynamicQuantizeMatMul", "QAttention", "NhwcConvInteger"),
-}
-FLOAT_LAYERS = {
-    *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"),
-    *("Attention", "MultiHeadAttention", "TransposeMatMul"),
-}
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -290,23 +281,11 @@ def optimised_layers(path: Path) -> dict[str, int]:
     Counted in the graph after its own optimisation. Raises UsageError when it is no ONNX file, StageError when
     ONNX Runtime cannot load it.
     """
-    import onnxruntime
-
     read(Path(path))
-    with tempfile.TemporaryDirectory() as directory:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.optimized_model_filepath = str(Path(directory) / "optimised.onnx")
-        try:
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise StageError(f"ONNX Runtime cannot load it: {error}", where=str(path)) from error
-        optimised = onnx.load(options.optimized_model_filepath, load_external_data=False)
-        kinds = Counter(node.op_type for node in optimised.graph.node)
+    kinds = Counter(node.op_type for node in optimised_graph(Path(path)).node)
     return {
-        "int8": sum(n for kind, n in kinds.items() if kind in INTEGER_LAYERS),
-        "float": sum(n for kind, n in kinds.items() if kind in FLOAT_LAYERS),
+        "int8": sum(n for kind, n in kinds.items() if kind in INTEGER_KERNELS),
+        "float": sum(n for kind, n in kinds.items() if kind in FLOAT_KERNELS),
     }
 
 

@@ -11,7 +11,7 @@ from ..runtimes import Feed
 from ..runtimes.onnxruntime import open_onnxruntime
 from .results import LayerTime
 
-__all__ = ["layer_times"]
+__all__ = ["CALLS", "layer_times", "operator_times"]
 
 CALLS = 50
 SHOWN = 20
@@ -22,6 +22,11 @@ def layer_times(file: Path, feed: Feed, threads: int) -> list[LayerTime]:
 
     Measured apart from latency, for profiling itself takes time. Raises UsageError or StageError.
     """
+    return operator_times(file, feed, threads)[:SHOWN]
+
+
+def operator_times(file: Path, feed: Feed, threads: int) -> list[LayerTime]:
+    """All operators of the optimised graph, as `layer_times` has the slowest of them."""
     with tempfile.TemporaryDirectory() as directory:
         session = open_onnxruntime(file, threads=threads, profile_dir=Path(directory))
         try:
@@ -32,12 +37,15 @@ def layer_times(file: Path, feed: Feed, threads: int) -> list[LayerTime]:
             session.close()
         (trace,) = Path(directory).glob("*.json")
         events = json.loads(trace.read_text())
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    # By index too: other tools leave nodes without a name.
+    times: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["name"].removesuffix("_kernel_time"), event["args"].get("op_name", "")].append(event["dur"])
+            about = event["args"]
+            key = (event["name"].removesuffix("_kernel_time"), about.get("op_name", ""), about.get("node_index", ""))
+            times[key].append(event["dur"])
     # Microseconds; the first calls, which fill caches, are left out.
     mean = {key: sum(kept) / len(kept) / 1e3 for key, all_ in times.items() if (kept := all_[len(all_) // 5 :])}
     total = sum(mean.values()) or 1.0
-    slowest = sorted(mean.items(), key=lambda item: -item[1])[:SHOWN]
-    return [LayerTime(name=name, op=op, ms=ms, share=ms / total) for (name, op), ms in slowest]
+    slowest = sorted(mean.items(), key=lambda item: -item[1])
+    return [LayerTime(name=name, op=op, ms=ms, share=ms / total) for (name, op, _), ms in slowest]
