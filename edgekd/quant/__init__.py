@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING, Any
 from .scheme import SCHEMES, Scheme, scheme_named
 
 if TYPE_CHECKING:
+    from .placed import Placement, matrix_layers, placements
     from .prepared import calibrate, convert, enable_fake_quant, freeze, prepare
 
-__all__ = ["SCHEMES", "Scheme", "calibrate", "convert", "enable_fake_quant", "freeze", "prepare", "scheme_named"]
+__all__ = [
+    "SCHEMES",
+    "Placement",
+    "Scheme",
+    "calibrate",
+    "convert",
+    "enable_fake_quant",
+    "freeze",
+    "matrix_layers",
+    "placements",
+    "prepare",
+    "scheme_named",
+]
+
+_PLACES = {
+    "placed": ("Placement", "matrix_layers", "placements"),
+    "prepared": ("calibrate", "convert", "enable_fake_quant", "freeze", "prepare"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # torchao takes longer to import than everything else together; only a stage that quantizes should wait for it.
-    if name in __all__:
-        return getattr(importlib.import_module(".prepared", __name__), name)
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from .fake_quantize import WeightPerChannelFakeQuantize
-from .graph import attribute, operation
-from .quantizer import CONVOLUTIONS
+from .graph import CONVOLUTIONS, attribute, operation
 
 __all__ = ["fold_batch_norm"]
 

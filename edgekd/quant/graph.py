@@ -7,7 +7,23 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-__all__ = ["attribute", "functional", "operation", "set_training", "users"]
+__all__ = [
+    "CONVOLUTIONS",
+    "LAYERS",
+    "MATRIX",
+    "attribute",
+    "functional",
+    "layers",
+    "operation",
+    "set_training",
+    "users",
+]
+
+CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
+#: Operators that are one product with a weight.
+MATRIX = CONVOLUTIONS | {"linear"}
+#: Where `trace` leaves the module paths of a node, in its meta.
+LAYERS = "layers"
 
 #: Operators whose arguments hold the mode they were exported in: name -> position of that flag.
 MODES = {"batch_norm": 5, "dropout": 2, "alpha_dropout": 2, "feature_dropout": 2}
@@ -19,6 +35,11 @@ def operation(node: Node) -> str:
         return ""
     namespace, _, name = node.target.name().partition("::")
     return name.partition(".")[0] if namespace == "aten" else ""
+
+
+def layers(node: Node) -> tuple[str, ...]:
+    """Paths of the modules that a node of a traced network belongs to, the innermost last; () if of none."""
+    return node.meta.get(LAYERS, ())
 
 
 def users(node: Node) -> list[Node]:

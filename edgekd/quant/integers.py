@@ -8,10 +8,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
-from .graph import attribute, operation
-from .quantizer import MATRIX, PADS
+from .graph import MATRIX, attribute, operation
+from .quantizer import PADS
 
-__all__ = ["fix_weight_scales", "pad_integers", "quantize_biases"]
+__all__ = ["fix_weight_scales", "keep_float", "pad_integers", "quantize_biases"]
+
+TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 
 #: A bias of this many steps of its int32 scale still leaves room for the sum of products.
 MOST_STEPS = 2**30
@@ -84,6 +86,46 @@ def quantize_biases(module: GraphModule) -> None:
         node.update_arg(2, new)
     module.graph.eliminate_dead_code()
     module.recompile()
+
+
+def keep_float(module: GraphModule) -> None:
+    """Give the float products that read integers one (equal) scale per channel of their input.
+
+    ONNX Runtime quantizes float weights by itself, with one scale for the whole tensor, wherever the input of a Conv
+    or Gemm comes from integers of one scale (its WeightBiasQuantization; seen in 1.32). What was to stay float for its
+    accuracy would be worse off than all others. Several scales, though the same, make it leave the layer alone.
+    """
+    operators = torch.ops.quantized_decomposed
+    for number, node in enumerate(list(module.graph.nodes)):
+        if operation(node) not in MATRIX | TRANSPOSED or _is_matrix_of_integers(node):
+            continue
+        source = node.args[0]
+        if source.target is not operators.dequantize_per_tensor.default:
+            continue
+        if operation(node) == "linear" and node.meta["val"].dim() != 2:
+            continue  # a MatMul, which is left alone
+        integers, scale, zero_point, *limits = source.args
+        channels = _input_channels(module, node)
+        names = [f"float_{number}_scales", f"float_{number}_zero_points"]
+        values = [torch.full((channels,), scale), torch.full((channels,), zero_point, dtype=torch.int64)]
+        with module.graph.inserting_before(node):
+            parts = []
+            for name, value in zip(names, values, strict=True):
+                module.register_buffer(name, value)
+                parts.append(module.graph.get_attr(name))
+            new = module.graph.call_function(operators.dequantize_per_channel.default, (integers, *parts, 1, *limits))
+        node.update_arg(0, new)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _input_channels(module: GraphModule, node: Node) -> int:
+    weight: Any = node.args[1]
+    shape = attribute(module, weight).shape if weight.op == "get_attr" else weight.meta["val"].shape
+    if operation(node) in TRANSPOSED:
+        return int(shape[0])
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    return int(shape[1]) * groups
 
 
 def _is_matrix_of_integers(node: Node) -> bool:

@@ -7,18 +7,18 @@ with placement, modules and handling of batch norm of our own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ..errors import StageError, UsageError
+from ..errors import StageError, UsageError, nearest
 from .echoes import drop_echoes, restore_echoes
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .folding import fold_batch_norm
 from .graph import operation, set_training
-from .integers import fix_weight_scales, pad_integers, quantize_biases
+from .integers import fix_weight_scales, keep_float, pad_integers, quantize_biases
 from .pt2e import convert_pt2e, insert_fake_quantization
 from .quantizer import PlacingQuantizer
 from .quiet import quiet
@@ -37,11 +37,13 @@ class Prepared(nn.Module):
 
     frozen: Tensor
 
-    def __init__(self, network: GraphModule, names: list[str], scheme: Scheme) -> None:
+    def __init__(
+        self, network: GraphModule, names: list[str], scheme: Scheme, qat: bool, float_layers: Collection[str]
+    ) -> None:
         super().__init__()
         self.network = network
         self.names = names
-        self.scheme = scheme
+        self.scheme, self.qat, self.float_layers = scheme, qat, frozenset(float_layers)
         self.register_buffer("frozen", torch.zeros(1, dtype=torch.uint8))
         self.register_load_state_dict_post_hook(_follow_switches)
         self.train()
@@ -77,19 +79,24 @@ class Converted(nn.Module):
         return {"logits": self.network(image)[0]}
 
 
-def prepare(network: nn.Module, example: Tensor, scheme: Scheme, *, qat: bool) -> nn.Module:
+def prepare(
+    network: nn.Module, example: Tensor, scheme: Scheme, *, qat: bool, float_layers: Collection[str] = ()
+) -> nn.Module:
     """A copy of `network` with fake quantization where `scheme` wants it, in training mode.
 
     network: returns logits [N, K] or a dict with "logits" and tapped features; example: [N, C, H, W] float.
     qat: keep batch norm as a layer that trains; otherwise it is folded into the convolutions at once.
+    float_layers: module paths that stay float, with all that lies below them; of a network that is wrapped to tap
+    features, the paths inside.
     Quantizing starts when `calibrate` or a training step has set the ranges. Raises StageError for networks that
-    torch.export cannot follow, naming the line.
+    torch.export cannot follow, naming the line, and UsageError for a path that the network does not have.
     """
     device = example.device
+    _check_paths(network, float_layers)
     traced, names = trace(network, example)
     if not qat:
         fold_batch_norm(traced)
-    quantizer = PlacingQuantizer(scheme)
+    quantizer = PlacingQuantizer(scheme, float_layers)
     quantizer.annotate(traced)
     with quiet():
         # Not prepare_qat_pt2e: it rewrites convolution and batch norm for per-tensor weights, assumes PyTorch's
@@ -97,7 +104,7 @@ def prepare(network: nn.Module, example: Tensor, scheme: Scheme, *, qat: bool) -
         graph = insert_fake_quantization(traced, {}, is_qat=qat)
     _name_once(graph)
     drop_echoes(graph)
-    return Prepared(graph, names, scheme).to(device)
+    return Prepared(graph, names, scheme, qat, float_layers).to(device)
 
 
 def calibrate(prepared: nn.Module, batches: Iterable[Tensor]) -> int:
@@ -193,7 +200,16 @@ def convert(prepared: nn.Module) -> nn.Module:
     pad_integers(converted)
     if network.scheme.placement == "onnxruntime":
         quantize_biases(converted)
+        keep_float(converted)
     return Converted(converted)
+
+
+def _check_paths(network: nn.Module, float_layers: Collection[str]) -> None:
+    inner = getattr(network, "network", network) if hasattr(network, "taps") else network
+    known = [path for path, _ in inner.named_modules(remove_duplicate=False) if path]
+    for path in float_layers:
+        if path not in known:
+            raise UsageError(f"the network has no module {path!r}", where="float_layers", hint=nearest(path, known))
 
 
 def _prepared(module: nn.Module) -> Prepared:

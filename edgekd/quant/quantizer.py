@@ -7,13 +7,14 @@ outputs alone; of a residual addition it wants only the skip branch, as the othe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
-from .graph import operation, users
+from .graph import CONVOLUTIONS, MATRIX, layers, operation, users
 from .pt2e import (
     Q_ANNOTATION_KEY,
     QuantizationAnnotation,
@@ -23,10 +24,8 @@ from .pt2e import (
 )
 from .scheme import Scheme
 
-__all__ = ["CONVOLUTIONS", "MATRIX", "PADS", "PlacingQuantizer", "moves"]
+__all__ = ["PADS", "PlacingQuantizer", "has_weight", "moves", "wanted_float"]
 
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-MATRIX = CONVOLUTIONS | {"linear"}
 #: Absorbed by the convolution or addition in front of them.
 CLAMPS = {"relu", "relu6"}
 #: Move values without changing them: what comes out has the scale of what went in.
@@ -41,10 +40,11 @@ ELEMENTWISE = {"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "hardswish", 
 
 
 class PlacingQuantizer(Quantizer):
-    """Annotates an exported, functional graph according to a scheme."""
+    """Annotates an exported, functional graph according to a scheme; what lies in `float_layers` stays float."""
 
-    def __init__(self, scheme: Scheme) -> None:
+    def __init__(self, scheme: Scheme, float_layers: Collection[str] = ()) -> None:
         super().__init__()
+        self.float_layers = frozenset(float_layers)
         self.placement = scheme.placement
         unsigned = scheme.activation_dtype == "uint8"
         self.activation = QuantizationSpec(
@@ -68,7 +68,7 @@ class PlacingQuantizer(Quantizer):
     def annotate(self, model: GraphModule) -> GraphModule:
         """Set the annotation of every node that is to be quantized."""
         for node in model.graph.nodes:
-            if node.op != "call_function" or Q_ANNOTATION_KEY in node.meta:
+            if node.op != "call_function" or Q_ANNOTATION_KEY in node.meta or wanted_float(node, self.float_layers):
                 continue
             if self.placement == "tensorrt":
                 self._for_tensorrt(node)
@@ -82,7 +82,7 @@ class PlacingQuantizer(Quantizer):
     def _for_onnxruntime(self, node: Node) -> None:
         name = operation(node)
         tensors = [a for a in node.args if isinstance(a, Node)]
-        if _has_weight(node):
+        if has_weight(node):
             self._inputs(node, {node.args[0]: self.activation, node.args[1]: self.weight})
             # A linear layer dequantizes by itself. Its output stays float: logits keep their precision, and between
             # the layers of a transformer float elementwise work is the faster one.
@@ -105,7 +105,7 @@ class PlacingQuantizer(Quantizer):
 
     def _for_tensorrt(self, node: Node) -> None:
         name = operation(node)
-        if _has_weight(node):
+        if has_weight(node):
             self._inputs(node, {node.args[0]: self.activation, node.args[1]: self.weight})
         elif name == "add":
             skip = _skip_branch(node)
@@ -132,7 +132,12 @@ def _quantized(node: object) -> bool:
     return Q_ANNOTATION_KEY in node.meta and node.meta[Q_ANNOTATION_KEY].output_qspec is not None
 
 
-def _has_weight(node: Node) -> bool:
+def wanted_float(node: Node, float_layers: Collection[str]) -> bool:
+    """Whether the node belongs to one of the modules that are to stay float."""
+    return any(path in float_layers for path in layers(node))
+
+
+def has_weight(node: Node) -> bool:
     """A matrix layer whose weight is a plain parameter, not one calculated from others."""
     return operation(node) in MATRIX and isinstance(node.args[1], Node) and node.args[1].op == "get_attr"
 
@@ -166,7 +171,7 @@ def moves(node: Node) -> bool:
 
 
 def _skip_branch(node: Node) -> Node | None:
-    """Of `convolution(...) + x`, the x; of two convolutions, the second one. None if no convolution is added."""
+    """Of `convolution(...) + x`, the x; of two convolutions, the second one. None if no int8 convolution is added."""
     tensors = [a for a in node.args if isinstance(a, Node)]
     if len(tensors) != 2 or not _all_computed(tensors):
         return None
@@ -179,4 +184,4 @@ def _skip_branch(node: Node) -> Node | None:
 def _is_convolution(node: Node) -> bool:
     while operation(node) == "batch_norm" and isinstance(node.args[0], Node) and len(users(node)) == 1:
         node = node.args[0]
-    return operation(node) in CONVOLUTIONS and len(users(node)) == 1
+    return operation(node) in CONVOLUTIONS and Q_ANNOTATION_KEY in node.meta and len(users(node)) == 1

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from ..errors import StageError
-from .graph import functional
+from .graph import LAYERS, MATRIX, functional, operation
 from .quiet import quiet
 
 __all__ = ["MOST_IMAGES", "trace"]
@@ -49,7 +49,8 @@ def trace(network: nn.Module, example: Tensor) -> tuple[GraphModule, list[str]]:
     """A functional graph of a copy of `network`, and the names of the tensors that it returns as a tuple.
 
     example: [N, C, H, W] float. The graph takes any N >= 1 and is in evaluation mode; dropout and batch norm can be
-    switched with `graph.set_training`, other randomness (stochastic depth) stays off.
+    switched with `graph.set_training`, other randomness (stochastic depth) stays off. What `graph.layers` says of a
+    node are module paths of `network`, or of the network inside if it is wrapped to tap features.
     Raises StageError, with the line of the network that torch.export could not follow.
     """
     # Two images: torch.export takes an axis of length 1 for a constant.
@@ -82,6 +83,7 @@ def trace(network: nn.Module, example: Tensor) -> tuple[GraphModule, list[str]]:
     # A new GraphModule holds just what the graph reads, without the exported program's input checks.
     module = GraphModule(_without_prefix(traced), graph, class_name="Traced")
     functional(module)
+    _name_layers(module, "network.network." if hasattr(network, "taps") else "network.")
     with torch.no_grad():
         found = dict(zip(expected, module(image), strict=True))
     for name, value in expected.items():
@@ -108,6 +110,18 @@ def _without_prefix(traced: nn.Module) -> nn.Module:
     for name, buffer in network.named_buffers(recurse=False):
         traced.register_buffer(name, buffer)
     return traced
+
+
+def _name_layers(module: GraphModule, prefix: str) -> None:
+    """Note at each node the modules that it belongs to, from the outermost to the one that owns its weight."""
+    for node in module.graph.nodes:
+        stack = [path.partition("@")[0] for path, _ in node.meta.get("nn_module_stack", {}).values()]
+        paths = [path.removeprefix(prefix) for path in stack if path.startswith(prefix)]
+        weight = node.args[1] if operation(node) in MATRIX and len(node.args) > 1 else None
+        if isinstance(weight, Node) and weight.op == "get_attr":
+            owner = f"network.{weight.target}".removeprefix(prefix).rpartition(".")[0]
+            paths += [owner] if owner not in paths else []
+        node.meta[LAYERS] = tuple(paths)
 
 
 @contextlib.contextmanager

@@ -257,6 +257,7 @@ def load_prepared(artifact: Artifact) -> nn.Module:
         torch.zeros(2, *size),
         scheme_named(quantization["scheme"], str(artifact.path)),
         qat=quantization["qat"],
+        float_layers=quantization.get("float_layers", ()),
     )
     prepared.load_state_dict(state)
     return prepared
