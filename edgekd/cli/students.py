@@ -1,0 +1,100 @@
+"""The command that measures which student a device likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .app import JsonOption, ProfileOption, app, print_json, print_text
+
+
+@app.command()
+def students(
+    family: Annotated[str, typer.Option(help="cifar-resnet, mobilenet or vit.")],
+    profile: ProfileOption = [],
+    size: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Images: channels, height, width (default: 3,32,32).")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Number of classes (default: 10).")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe that says size, classes, profiles, and the teacher to compare with.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32,int8 or one of them (default: what the profile has).")
+    ] = None,
+    depths: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Depths to measure instead of the usual ones.")
+    ] = None,
+    widths: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Widths to measure instead of the usual ones.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure again what was measured on this machine before.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Also write a page (.html) or the document (.json).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a family's shapes on a profile, float and int8: which of them lie on the front of latency and capacity.
+
+    Example: edgekd students --family cifar-resnet --profile cpu-x86 -o front.html
+    """
+    import json
+
+    from ..recipe import load_recipe
+    from ..report.students import students_html, students_text
+    from ..screen import note, watching
+    from ..students import fronts
+
+    if out is not None and out.suffix not in (".html", ".json"):
+        raise UsageError(f"must end in .html or .json, got {out}", where="--out")
+    shape = _numbers("--size", size)
+    if shape and len(shape) != 3:
+        raise UsageError(f"expected channels, height and width, got {size}", where="--size", hint="--size 3,32,32")
+    with watching(False) as emit:
+        document = fronts(
+            family,
+            profile,
+            size=shape or None,
+            classes=classes,
+            recipe=load_recipe(recipe) if recipe else None,
+            precisions=precision.split(",") if precision else [],
+            depths=_numbers("--depths", depths),
+            widths=_factors("--widths", widths),
+            again=force,
+            emit=emit,
+        )
+    for warning in dict.fromkeys(w for front in document["fronts"] for w in front["warnings"]):
+        note(f"warning: {warning}")
+    if out is not None:
+        from ..artifact import write_atomically
+
+        text = students_html(document) if out.suffix == ".html" else json.dumps(document, indent=1) + "\n"
+        write_atomically(out, text)
+    if as_json:
+        print_json(document)
+    else:
+        print_text(students_text(document))
+        for front in document["fronts"]:
+            note(f"kept in {front['cache']}; --force measures again")
+
+
+def _numbers(option: str, text: str | None) -> list[int]:
+    values = _factors(option, text)
+    if any(value != int(value) for value in values):
+        raise UsageError(f"expected whole numbers, got {text!r}", where=option, hint=f"for example {option} 8,16")
+    return [int(value) for value in values]
+
+
+def _factors(option: str, text: str | None) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        values = [-1.0]
+    if not all(0 < value < 1e6 for value in values):
+        raise UsageError(f"expected numbers above 0 and commas, got {text!r}", where=option, hint=f"{option} 8,16")
+    return values
