@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from ..models import outputs
-from .blocks import Block
 from .graph import apply
 from .prefix import Calls, reusing, run_keeping
-from .search import Candidate, removed_channels
+from .search import Candidate, surgery
 
 __all__ = ["Change", "Effect", "effects", "filled", "harm", "measured_steps", "removal"]
 
@@ -68,13 +67,10 @@ def harm(
     Cost: a forward pass of all images per measured step, less what runs before the group, and one or two more.
     Raises StageError where logits are not finite, or there are no images.
     """
-    steps = {c.group.name: measured_steps(c, points) for c in candidates}
-    changes = {(c.group.name, i): removal(c, c.steps[i]) for c in candidates for i in steps[c.group.name]}
+    steps = {c.name: measured_steps(c, points) for c in candidates}
+    changes = {(c.name, i): removal(c, i) for c in candidates for i in steps[c.name]}
     found = effects(network, changes, ((batch, None) for batch in batches), reference=reference)
-    return {
-        c.group.name: filled({i: found[c.group.name, i].divergence for i in steps[c.group.name]}, c.steps)
-        for c in candidates
-    }
+    return {c.name: filled({i: found[c.name, i].divergence for i in steps[c.name]}, c.steps) for c in candidates}
 
 
 def measured_steps(candidate: Candidate, points: int = POINTS) -> list[int]:
@@ -95,13 +91,10 @@ def filled(values: Mapping[int, float], steps: Sequence[int]) -> list[float]:
     return result
 
 
-def removal(candidate: Candidate, units: int) -> Change:
-    """Taking the `units` least important units of a candidate away; of a block, the block."""
-    group = candidate.group
-    if isinstance(group, Block):
-        return Change(lambda network: apply(network, (), {}, [group.name]), (group.name,))
-    edits, attributes = group.edits_of(removed_channels(candidate, units)), group.attributes(units)
-    return Change(lambda network: apply(network, edits, attributes), (*group.layers, *attributes))
+def removal(candidate: Candidate, position: int) -> Change:
+    """Taking a candidate alone to that position of its steps."""
+    edits, attributes, blocks = surgery([candidate], {candidate.name: position})
+    return Change(lambda network: apply(network, edits, attributes, blocks), (*candidate.group.layers, *attributes))
 
 
 @torch.no_grad()
