@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 from ..runtimes import Feed
 from ..runtimes.onnxruntime import open_onnxruntime
@@ -18,7 +19,7 @@ SHOWN = 20
 
 
 def layer_times(file: Path, feed: Feed, threads: int) -> list[LayerTime]:
-    """The slowest operators of the optimised graph: milliseconds per call and share of all, slowest first.
+    """The slowest operators of the optimised graph: median milliseconds per call and share of all, slowest first.
 
     Measured apart from latency, for profiling itself takes time. Raises UsageError or StageError.
     """
@@ -45,7 +46,7 @@ def operator_times(file: Path, feed: Feed, threads: int) -> list[LayerTime]:
             key = (event["name"].removesuffix("_kernel_time"), about.get("op_name", ""), about.get("node_index", ""))
             times[key].append(event["dur"])
     # Microseconds; the first calls, which fill caches, are left out.
-    mean = {key: sum(kept) / len(kept) / 1e3 for key, all_ in times.items() if (kept := all_[len(all_) // 5 :])}
-    total = sum(mean.values()) or 1.0
-    slowest = sorted(mean.items(), key=lambda item: -item[1])
+    usual = {key: median(all_[len(all_) // 5 :]) / 1e3 for key, all_ in times.items()}
+    total = sum(usual.values()) or 1.0
+    slowest = sorted(usual.items(), key=lambda item: -item[1])
     return [LayerTime(name=name, op=op, ms=ms, share=ms / total) for (name, op, _), ms in slowest]
