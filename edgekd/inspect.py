@@ -11,21 +11,18 @@ from pydantic import BaseModel
 from .artifact import MANIFEST, Artifact
 from .bench import disturbances, environment
 from .errors import UsageError, nearest
-from .objectives import ObjectiveSpec
-from .profile import load_profile, profile_names
-from .recipe import Recipe
+from .explain import Explanation, explain_file, explanation_text, plan_text
+from .profile import Profile, load_profile, profile_names
+from .recipe import Recipe, load_recipe
 from .registry import KINDS, names, parameters, resolve, summary
 from .runtimes import open_session, probe
+from .runtimes.metadata import parse_metadata
 from .shipped import shipped
-from .signature import DISTILLED, documented, parameter_rows, snippet
-from .teachers import FILLED_IN as LEARNING
 
 __all__ = ["describe", "diagnosis", "listing", "recipe_schema"]
 
 #: Arguments that edgekd itself passes, which a recipe does not write.
 FILLED_IN = ("network", "num_classes", "in_channels", "image_size")
-#: The part of the loss that a recipe's table adds to what an objective itself takes.
-OF_ANY = {key: field for key, field in get_args(ObjectiveSpec)[0].model_fields.items() if key != "use"}
 
 
 def listing(kind: str) -> list[tuple[str, str]]:
@@ -34,8 +31,13 @@ def listing(kind: str) -> list[tuple[str, str]]:
         return [(name, load_profile(name).description) for name in profile_names()]
     if kind == "recipes":
         return [(path.stem, _first_comment(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    if kind == "importances":
+        from .pruning import IMPORTANCES
+
+        return sorted(IMPORTANCES.items())
     if kind not in KINDS:
-        raise UsageError(f"no kind {kind!r}", where="list", hint=nearest(kind, [*KINDS, "profiles", "recipes"]))
+        known = [*KINDS, "profiles", "recipes", "importances"]
+        raise UsageError(f"no kind {kind!r}", where="list", hint=nearest(kind, known))
     return [(name, summary(resolve(kind, name)[0])) for name in names(kind)]
 
 
@@ -44,17 +46,28 @@ def _first_comment(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def describe(name: str) -> dict[str, Any]:
-    """A document with the key `text` for the screen. Raises UsageError when nothing is called `name`."""
+def describe(
+    name: str, *, profile: str | None = None, recipe: str | None = None, against: Path | None = None
+) -> dict[str, Any]:
+    """A document with the key `text` for the screen.
+
+    Of files and artifacts, `profile` says with how many threads layers are timed, `recipe` names the data and
+    profiles where none lies beside, and `against` is the float file that an ONNX file is compared with. Raises
+    UsageError when nothing is called `name`, and what reading and running a file raise.
+    """
     path = Path(name)
     if (path / MANIFEST).is_file():
-        return _artifact(Artifact.open(path))
+        if against is not None:
+            raise UsageError("artifacts know their float network", where="--against", hint="leave it out")
+        return _artifact(Artifact.open(path), profile, recipe)
     if path.suffix == ".onnx":
-        return _onnx(path)
+        return _onnx(path, profile, recipe, against)
+    for option, value in (("--profile", profile), ("--recipe", recipe), ("--against", against)):
+        if value is not None:
+            raise UsageError(f"{name} is no file or artifact", where=option, hint="it is for what has layers")
     if name in profile_names() or (path.suffix == ".toml" and path.is_file()):
-        profile = load_profile(name, "show")
-        lines = [f"{key} = {value}" for key, value in profile.model_dump(mode="json").items()]
-        return {"profile": profile.model_dump(mode="json"), "text": "\n".join(lines)}
+        table = load_profile(name, "show").model_dump(mode="json")
+        return {"profile": table, "text": "\n".join(f"{key} = {value}" for key, value in table.items())}
     known: list[str] = profile_names()
     for kind in KINDS:
         known += names(kind)
@@ -64,6 +77,11 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:
+    # Here and not above: they import torch, and what is told of files does without.
+    from .objectives import ObjectiveSpec
+    from .signature import DISTILLED, documented, parameter_rows, snippet
+    from .teachers import FILLED_IN as LEARNING
+
     component, _ = resolve(kind, name)
     fields = parameters(component, skip=LEARNING if kind == "teachers" else FILLED_IN).model_fields
     rows = parameter_rows(fields)
@@ -74,7 +92,8 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     text += [f"lives in: {module}", ""]
     text += ["parameters:", *(f"  {row}" for row in rows)] if rows else ["no parameters"]
     if kind == "objectives":
-        text += ["as every objective:", *(f"  {row}" for row in parameter_rows(OF_ANY))]
+        of_any = {key: field for key, field in get_args(ObjectiveSpec)[0].model_fields.items() if key != "use"}
+        text += ["as every objective:", *(f"  {row}" for row in parameter_rows(of_any))]
     if kind in DISTILLED:
         text += ["", 'in a recipe, below [[stage]] and use = "distill":', *(f"  {line}" for line in lines.splitlines())]
     else:
@@ -83,37 +102,59 @@ def _component(kind: str, name: str) -> dict[str, Any]:
     return {**described, "text": "\n".join(text)}
 
 
-def _artifact(artifact: Artifact) -> dict[str, Any]:
+def _artifact(artifact: Artifact, profile: str | None, recipe: str | None) -> dict[str, Any]:
     manifest = artifact.manifest
     lines = [f"{manifest.kind}  {artifact.path}", f"key      {manifest.key}"]
     lines += [f"parent   {role}: {key}" for role, key in manifest.parents.items()]
     lines += [f"model    {manifest.model.use} {json.dumps(manifest.model.args)}"]
     lines += [f"metric   {key} = {value}" for key, value in manifest.metrics.items()]
     lines += [f"file     {name}  {size:,} bytes" for name, (_, size) in manifest.files.items()]
+    document: dict[str, Any] = {"manifest": manifest.model_dump(mode="json")}
     if "plan.json" in manifest.files:
-        plan = json.loads(artifact.file("plan.json").read_text())
-        for group in plan["groups"]:
-            before, after = group["channels_before"], group["channels_after"]
-            reason = f"  ({group['reason_kept']})" if group.get("reason_kept") else ""
-            lines.append(f"group    {group['name']}: {before} -> {after} channels{reason}")
-    return {"manifest": manifest.model_dump(mode="json"), "text": "\n".join(lines)}
+        document["plan"] = json.loads(artifact.file("plan.json").read_text())
+        lines += ["", plan_text(document["plan"])]
+    if manifest.quantization is not None:
+        explanation = _quantized(artifact, profile, recipe)
+        document["explanation"] = explanation.model_dump(mode="json")
+        lines += ["", explanation_text(explanation)]
+    return {**document, "text": "\n".join(lines)}
 
 
-def _onnx(path: Path) -> dict[str, Any]:
-    from .onnx_file import optimised_layers, read_metadata
+def _quantized(artifact: Artifact, profile: str | None, recipe: str | None) -> Explanation:
+    from .explain.artifact import explain_artifact  # here: it imports torch
 
+    file = recipe or artifact.path.parent / "recipe.toml"
+    found = load_recipe(file) if recipe or Path(file).is_file() else None
+    return explain_artifact(artifact, _profile(profile, found), found)
+
+
+def _profile(name: str | None, recipe: Recipe | None) -> Profile:
+    """The one that is asked for, otherwise the recipe's first."""
+    return load_profile(
+        name or (recipe.profiles[0] if recipe is not None and recipe.profiles else "cpu-x86"), "--profile"
+    )
+
+
+def _onnx(path: Path, profile: str | None, recipe: str | None, against: Path | None) -> dict[str, Any]:
+    owner = Artifact.open(path.parent) if (path.parent / MANIFEST).is_file() else None
+    if against is None and owner is not None and owner.manifest.quantization is not None:
+        explanation = _quantized(owner, profile, recipe)
+    else:
+        found = load_recipe(recipe) if recipe is not None else None
+        explanation = explain_file(path, _profile(profile, found), against)
     session = open_session(path)
-    layers = optimised_layers(path)
     tensors = {"inputs": session.inputs, "outputs": session.outputs}
-    lines = [str(path), f"size     {path.stat().st_size / 1e6:.3f} MB"]
+    metadata = parse_metadata(session.metadata)
+    session.close()
+    lines = [str(path), f"size     {path.stat().st_size / 1e6:.3f} MB", f"made by  {explanation.producer}"]
     for role, infos in tensors.items():
         lines += [f"{role[:-1]:<8} {i.name} {i.dtype} {i.axes}" for i in infos]
-    lines.append(f"layers   {layers['int8']} int8 and {layers['float']} float matrix layers in ONNX Runtime")
-    metadata = read_metadata(path)
     lines += [f"metadata {key}: {value}" for key, value in metadata.items()]
-    session.close()
-    described = {k: [i.model_dump(mode="json") for i in v] for k, v in tensors.items()}
-    return {**described, "layers": layers, "metadata": metadata, "text": "\n".join(lines)}
+    lines += ["", explanation_text(explanation)]
+    document: dict[str, Any] = {k: [i.model_dump(mode="json") for i in v] for k, v in tensors.items()}
+    counts = {"int8": explanation.summary.int8_layers, "float": explanation.summary.float_layers}
+    document |= {"layers": counts, "metadata": metadata, "explanation": explanation.model_dump(mode="json")}
+    return {**document, "text": "\n".join(lines)}
 
 
 def diagnosis() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from . import __version__
 from .artifact import Preprocessing, write_atomically
 from .errors import StageError, UsageError
 from .quant.quiet import quiet
+from .runtimes.metadata import parse_metadata
 from .runtimes.optimised import FLOAT_KERNELS, INTEGER_KERNELS, optimised_graph
 
 __all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata", "stored_bytes"]
@@ -212,17 +213,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
     {} for files that another tool wrote. Raises UsageError when it is no ONNX file.
     """
-    props = {p.key: p.value for p in read(Path(path)).metadata_props}
-    found: dict[str, Any] = {}
-    for key in ("classes", "preprocessing"):
-        if key in props:
-            try:
-                found[key] = json.loads(props[key])
-            except ValueError:
-                continue
-    if "edgekd.version" in props:
-        found |= {"version": props["edgekd.version"], "input": props.get("input", "float32")}
-    return found
+    return parse_metadata({p.key: p.value for p in read(Path(path)).metadata_props})
 
 
 def compare(

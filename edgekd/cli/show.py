@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,7 @@ from .app import JsonOption, app, print_json, print_text
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="objectives, models, data, stages, profiles, recipes, ...")],
+    kind: Annotated[str, typer.Argument(help="objectives, models, data, stages, importances, profiles, recipes, ...")],
     as_json: JsonOption = False,
 ) -> None:
     """List what recipes can name, with a line each.
@@ -33,15 +34,22 @@ def list_(
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A component's or profile's name, an artifact, or an .onnx file.")],
+    profile: Annotated[
+        str | None, typer.Option(help="Of files and quantized artifacts: the profile to time layers with.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Where none lies beside: the recipe that names the data.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Of an int8 .onnx file: the float file of the same network.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what is known of a component, an artifact or an ONNX file.
+    """Print what is known of a component, an artifact or an ONNX file, ours or not; of networks layer by layer.
 
-    Example: edgekd show kl
+    Example: edgekd show model.int8.onnx --against model.onnx
     """
     from ..inspect import describe
 
-    document = describe(name)
+    document = describe(name, profile=profile, recipe=recipe, against=against)
     if as_json:
         print_json(document)
     else:

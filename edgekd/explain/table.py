@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .document import Explanation, LayerRow, Stored
 
-__all__ = ["columns", "compact", "explanation_text"]
+__all__ = ["columns", "compact", "explanation_text", "legend"]
 
 WIDTH = 100
 #: The first column's least width.
@@ -15,12 +15,9 @@ NARROWEST = 12
 
 def explanation_text(e: Explanation) -> str:
     """A table with one row a layer, the reasons below it by letter, how it was measured, and the summary."""
-    letters: dict[str, str] = {}
-    for row in e.layers:
-        for reason in row.why_float:
-            letters.setdefault(reason, _letter(len(letters)))
-    lines = columns(_cells(e.layers, letters))
-    lines += [f"{letter:>3}  {reason}" for reason, letter in letters.items()]
+    reasons: dict[str, str] = {}
+    lines = columns(_cells(e.layers, reasons)) if e.layers else ["no matrix layers"]
+    lines += [f"{letter:>3}  {reason}" for reason, letter in reasons.items()]
     lines += ["", *_summary(e)]
     return "\n".join(lines)
 
@@ -40,7 +37,7 @@ def columns(table: Sequence[Sequence[str]], left: int = 2) -> list[str]:
     return lines
 
 
-def _cells(rows: Sequence[LayerRow], letters: dict[str, str]) -> list[list[str]]:
+def _cells(rows: Sequence[LayerRow], reasons: dict[str, str]) -> list[list[str]]:
     head = ["layer", "op", "weight", "MACs", "stored", "runs", "range", "SQNR dB", "float ms", "ms", "%", "why"]
     table = [head]
     for r in rows:
@@ -58,7 +55,7 @@ def _cells(rows: Sequence[LayerRow], letters: dict[str, str]) -> list[list[str]]
                 f"{r.float_ms:.4f}" if r.float_ms is not None else "",
                 f"{r.ms:.4f}" if r.ms is not None else "",
                 f"{100 * r.share:.1f}" if r.share is not None else "",
-                "".join(sorted(letters[text] for text in r.why_float)),
+                "".join(sorted(legend(reasons, text) for text in r.why_float)),
             ]
         )
     return table
@@ -87,8 +84,14 @@ def compact(value: int | None) -> str:
     return str(value)
 
 
-def _letter(number: int) -> str:
-    return chr(ord("a") + number % 26)
+def legend(reasons: dict[str, str], text: str | None) -> str:
+    """The letter that stands for a reason in the table; new ones are added to `reasons`."""
+    if text is None:
+        return ""
+    number = len(reasons)
+    return reasons.setdefault(
+        text, (chr(ord("a") + number // 26 - 1) if number > 25 else "") + chr(ord("a") + number % 26)
+    )
 
 
 def _summary(e: Explanation) -> list[str]:
