@@ -90,6 +90,7 @@ class Context:
     source: ModelSpec | None
     where: str
     starts: dict[str, ModelSpec]
+    finished: bool = False  # the source is an ONNX file: no network that trains or can be exported
 
 
 def load_network(artifact: Artifact) -> nn.Module:
