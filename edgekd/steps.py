@@ -160,6 +160,12 @@ class _Building:
     def spec(self, found: str | Artifact | None) -> ModelSpec | None:
         return self.specs.get(found) if isinstance(found, str) else found.manifest.model if found is not None else None
 
+    def finished(self, found: str | Artifact | None) -> bool:
+        """Whether it holds an ONNX file instead of a network."""
+        if isinstance(found, Artifact):
+            return "model.onnx" in found.manifest.files
+        return any(step.name == found and getattr(step.stage, "backend", "edgekd") != "edgekd" for step in self.steps)
+
     def key(self, found: str | Artifact) -> str:
         return self.keys[found] if isinstance(found, str) else found.key
 
@@ -238,7 +244,8 @@ def _checked(
     if len(known) < len(starts) or None in experts:
         return []  # follows from what was said about them
     there = [expert for expert in experts if expert is not None]
-    context = Context(recipe, data, profiles, there, made.spec(parents.get("source")), where, known)
+    source = parents.get("source")
+    context = Context(recipe, data, profiles, there, made.spec(source), where, known, made.finished(source))
     spec, found = stage.check(context)
     problems += found
     if spec is None or any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):
