@@ -33,11 +33,12 @@ class _Record(BaseModel):
 
 
 class ModelSpec(_Record):
-    """What builds a network: `models.build(spec)` is pure. `attributes` are the changes that pruning made."""
+    """What builds a network: `models.build(spec)` is pure. `attributes` and `removed` are what pruning changed."""
 
     use: str
     args: dict[str, Any] = {}
     attributes: dict[str, dict[str, Any]] = Field(default={}, description="module path -> changed attributes")
+    removed: list[str] = Field(default=[], description="paths of blocks that are left out: the identity stands there")
 
 
 class TensorInfo(_Record):

@@ -6,8 +6,8 @@ and a safetensors file. Importing this package registers the built-in networks.
 
 from __future__ import annotations
 
-from . import average, cifar_resnet, ecosystem, mobilenet, reuse, vit  # noqa: F401 (importing them registers their networks)
-from .build import build, changed_attributes, specify
+from . import auto, average, cifar_resnet, ecosystem, mobilenet, reuse, vit  # noqa: F401 (importing them registers their networks)
+from .build import build, changed_attributes, specify, without_blocks
 from .count import count
 from .state import load_state, save_state
 from .taps import Tapped, outputs, tap_paths
@@ -24,4 +24,5 @@ __all__ = [
     "save_state",
     "specify",
     "tap_paths",
+    "without_blocks",
 ]

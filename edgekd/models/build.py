@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..errors import EdgekdError, Problem, RecipeError, StageError, UsageError
 from ..registry import bind, parameters, resolve
 from . import ecosystem
 
-__all__ = ["build", "changed_attributes", "specify"]
+__all__ = ["build", "changed_attributes", "specify", "without_blocks"]
 
 #: A key such as `weight.shape` holds the new shape of that parameter or buffer.
 _SHAPE = ".shape"
@@ -55,8 +55,8 @@ def specify(use: str, args: dict[str, Any], *, classes: int, size: list[int], wh
 def build(spec: ModelSpec) -> nn.Module:
     """The network of a spec, with fresh weights from torch's current random state.
 
-    The same spec gives the same architecture, pruning (`spec.attributes`) included. Raises UsageError when the
-    component fails or returns something else than a module.
+    The same spec gives the same architecture, pruning (`spec.removed`, `spec.attributes`) included. Raises UsageError
+    when the component fails or returns something else than a module.
     """
     where = f"model {spec.use}"
     component, bound, problems = bind("models", spec.use, spec.args, where)
@@ -76,15 +76,30 @@ def build(spec: ModelSpec) -> nn.Module:
         # In-place activations overwrite the features that objectives tap; they save memory, nothing else.
         if getattr(module, "inplace", None) is True:
             module.inplace = False  # type: ignore[assignment]
+    without_blocks(network, spec.removed)
     _apply(network, spec.attributes)
     return network
+
+
+def without_blocks(network: nn.Module, paths: Iterable[str]) -> None:
+    """Put the identity in place of these modules, in `network`. Raises StageError for a path that it does not have."""
+    for path in paths:
+        owner, _, name = path.rpartition(".")
+        try:
+            network.get_submodule(path)
+        except AttributeError as error:
+            raise StageError(
+                f"the spec removes {path!r}, which the network does not have", hint="was the network's code changed?"
+            ) from error
+        setattr(network.get_submodule(owner), name, nn.Identity())
 
 
 def changed_attributes(original: nn.Module, changed: nn.Module) -> dict[str, dict[str, Any]]:
     """What has to be set in `original` to make it `changed`: module path -> JSON-able attributes.
 
     Plain attributes (`out_channels`, `groups`, `num_features`, `num_heads`, ...) stand under their own names, the
-    shapes of resized parameters and buffers under `NAME.shape`. Raises StageError when modules came or went.
+    shapes of resized parameters and buffers under `NAME.shape`. Raises StageError when modules came or went; blocks
+    that were removed are removed from `original` before (`without_blocks`).
     """
     before, after = dict(original.named_modules()), dict(changed.named_modules())
     moved = before.keys() ^ after.keys() or {p for p in before if type(before[p]) is not type(after[p])}

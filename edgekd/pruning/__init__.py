@@ -1,32 +1,31 @@
-"""Structured pruning: fewer channels and attention heads, down to a measured share of the MACs or parameters."""
+"""Structured pruning: fewer channels, attention heads and blocks, down to a budget that is measured."""
 
 from __future__ import annotations
 
 import copy
-import fnmatch
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import StageError, UsageError, nearest
-from .graph import ChannelGroup, Edit, apply, channel_groups
-from .plan import GroupPlan, Importance, PruningPlan, Target
-from .ranking import channel_importance, with_gradients
-from .search import (
-    Candidate,
-    Setting,
-    choose,
-    count_macs,
-    count_parameters,
-    prunable,
-    removed_channels,
-    tensor_costs,
-)
-from .soundness import difference, keep_sound
+from ..errors import StageError
+from ..models import outputs
+from .blocks import Block
+from .candidates import Found, find
+from .costs import Predicted
+from .goal import Compared, Task, Timing, goal_of
+from .graph import Edit, apply, channel_groups
+from .knapsack import Knapsack, uniform
+from .plan import BlockPlan, GroupPlan, Importance, LatencyTarget, PruningPlan, Target
+from .ranking import IMPORTANCES
+from .rounds import merged
+from .search import Positions, count_bytes, count_macs, count_parameters, removed_channels, surgery, without
+from .sensitivity import harm
+from .soundness import difference
 
-__all__ = ["GroupPlan", "Importance", "PruningPlan", "Target", "count_macs", "count_parameters", "prune"]
+__all__ = ["IMPORTANCES", "BlockPlan", "Compared", "GroupPlan", "Importance", "LatencyTarget", "PruningPlan"]
+__all__ += ["Target", "Timing", "carry_out", "count_macs", "count_parameters", "merged", "prune"]
 
 
 def prune(
@@ -38,151 +37,153 @@ def prune(
     channel_multiple: int,
     protected: Sequence[str] = (),
     loss: Callable[[nn.Module], Tensor] | None = None,
+    batches: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
     keep_outputs: int | None = None,
+    depth: bool = True,
+    strategy: Literal["knapsack", "uniform"] = "knapsack",
+    timing: Timing | None = None,
+    tapped: Collection[str] = (),
+    reference: nn.Module | None = None,
+    part: float = 1.0,
 ) -> PruningPlan:
-    """Remove the least important channels of `network`, in place, until at most the target's share remains.
+    """Remove what is least missed of `network`, in place, until the target is met.
 
     network: any nn.Module; its mode and its frozen parameters stay as they are. example: [1, C, H, W].
-    target: the share of MACs or parameters that may remain. It is measured on the pruned network, and never exceeded:
-        the result is a largest one that fits, in that no step of any group can be taken back (see `search.choose`).
-    importance: how channels are ranked within a group (see `ranking.channel_importance`). Groups are weighed against
-        each other by the share of their importance that they lose.
+    target: what may remain of MACs, parameters or bytes, or a latency, for which `timing` is needed. It is measured on
+        the pruned network, and never exceeded.
+    importance: how channels are ranked within a group (see `ranking.channel_importance`). Groups and blocks are weighed
+        against each other by the harm that they do to the answers on `batches` (see `sensitivity.harm`).
     channel_multiple: every group that is pruned keeps a multiple of so many channels; groups of fewer than twice as
         many are left alone. 1 means no rounding.
     protected: patterns (fnmatch) of module paths whose outputs stay, with everything below them; their inputs follow.
     loss: for "taylor", called once with a copy of the network in evaluation mode; returns the scalar loss of the
         calibration images, which this function differentiates.
+    batches: calibration images {"image": [N, C, H, W], "label": [N]}; none means the example alone. seed: of "random".
     keep_outputs: number of classes: the last layer with so many outputs stays, even where something reads it.
+    depth: residual blocks may go as a whole (see `blocks.residual_blocks`).
+    strategy: "knapsack", the least harm within the budget; "uniform", the same share of every group and no blocks.
+    timing: how latency is predicted and measured.
+    tapped: module paths that are looked at later: no block around one of them goes.
+    reference: the network of which the target is a share, where this one was pruned before. part: how far to go on the
+        way to the target, geometrically, in (0, 1]: half of the way to a quarter is a half.
 
     The outputs of the network stay. Groups whose removal is not the same as masking them (see `soundness`) are left
-    alone, and the plan says why. The result is the same for the same inputs.
+    alone, and the plan says why. The result is the same for the same inputs, as far as measured times are.
     Raises UsageError (a pattern that matches nothing, no loss, an unreachable target) and StageError.
     """
-    if importance == "taylor" and loss is None:
-        raise UsageError('importance = "taylor" needs a calibration loss', where="importance")
-    covered = _protected_by(network, protected)
-    scored = with_gradients(network, loss) if importance == "taylor" and loss is not None else network
-    groups = channel_groups(network, example, channel_multiple)
-    head = _last_layer(network, keep_outputs)
-    importances: dict[str, Tensor] = {}
-    for group in groups:
-        group.reason_kept = group.reason_kept or _reason(group, covered, head)
-        scores = channel_importance(scored, group, importance)
-        if scores is not None:
-            importances[group.name] = scores
-        elif group.reason_kept is None:
-            group.reason_kept = f"{importance} does not rank these channels: " + (
-                "no batch normalisation follows" if importance == "bn-scale" else "the loss does not depend on them"
-            )
-    sound = keep_sound(network, example, [group for group in groups if group.reason_kept is None])
-    candidates = [prunable(network, group, importances[group.name]) for group in sound]
+    whole = copy.deepcopy(network).eval()
+    found = find(
+        whole,
+        example,
+        importance=importance,
+        channel_multiple=channel_multiple,
+        protected=protected,
+        loss=loss,
+        batches=batches,
+        seed=seed,
+        keep_outputs=keep_outputs,
+        depth=depth and strategy == "knapsack",
+        tapped=tapped,
+    )
+    images = [batch["image"] for batch in batches] or [example]
+    harms = harm(whole, found.candidates, images)
+    original = whole if reference is None else copy.deepcopy(reference).eval()
+    goal = goal_of(Task(original, whole, example, found.candidates, part), target, timing)
+    knapsack = Knapsack(found.candidates, harms, goal.predicted)
 
-    def measure(setting: Setting) -> int:
-        twin = copy.deepcopy(network)
-        apply(twin, *_surgery(candidates, setting))
-        return count_macs(twin, example) if target.measure == "macs" else count_parameters(twin)
+    def solve(share: float) -> dict[str, int] | None:
+        if strategy == "uniform":
+            return uniform(found.candidates, goal.predicted, goal.cost(share))
+        return knapsack.solve(goal.cost(share))
 
-    before = {"macs": count_macs(network, example), "parameters": count_parameters(network)}
-    whole = before[target.measure]
-    costs = tensor_costs(network, example, candidates, target.measure)
-    setting = choose(candidates, costs, target.share * whole, measure)
-    if setting is None:
-        # Rounded up, so that asking for the number that is shown succeeds.
-        least = math.ceil(measure({c.group.name: c.steps[-1] for c in candidates}) / whole * 1e4) / 1e4
-        raise UsageError(
-            f"{target.share:g} cannot be reached: at least {least:.4f} of the {target.measure} remain "
-            f"when everything that can be pruned is ({len(candidates)} of {len(groups)} groups of channels)",
-            where=f"target.{target.measure}",
-            hint=_more_room(groups, channel_multiple),
-        )
-    surgery = _surgery(candidates, setting)
-    problem = difference(network, example, *surgery)
+    met = goal.meet(solve, knapsack.least())
+    if met.positions is None:
+        total = f"{len(found.candidates)} of {len(found.groups) + len(found.blocks)} groups of channels and blocks"
+        raise goal.unreachable(met, total, _more_room(found, channel_multiple))
+    edits, attributes, removed = surgery(found.candidates, met.positions)
+    problem = difference(whole, example, edits, attributes)
     if problem:
         raise StageError(f"the pruned network would be broken: {problem}", hint="protect some of its layers")
-    apply(network, *surgery)
+    apply(network, edits, attributes, removed)
+    after = without(whole, found.candidates, met.positions)
+    groups, blocks = _plans(found, met.positions, harms, goal.predicted)
     return PruningPlan(
         target=target,
         importance=importance,
+        strategy=strategy,
         channel_multiple=channel_multiple,
-        groups=_group_plans(groups, {c.group.name: c for c in candidates}, setting, importances),
-        macs_before=before["macs"],
-        macs_after=count_macs(network, example),
-        parameters_before=before["parameters"],
-        parameters_after=count_parameters(network),
+        groups=groups,
+        blocks=blocks,
+        harm=_divergence(whole, after, images),
+        latency=goal.latency(),
+        macs_before=count_macs(original, example),
+        macs_after=count_macs(after, example),
+        parameters_before=count_parameters(original),
+        parameters_after=count_parameters(after),
+        bytes_before=count_bytes(original),
+        bytes_after=count_bytes(after),
     )
 
 
-def _surgery(candidates: Sequence[Candidate], setting: Setting) -> tuple[list[Edit], dict[str, dict[str, Any]]]:
-    edits: list[Edit] = []
-    attributes: dict[str, dict[str, Any]] = {}
-    for c in candidates:
-        gone = setting[c.group.name]
-        if gone:
-            edits += c.group.edits_of(removed_channels(c, gone))
-            attributes |= c.group.attributes(gone)
-    return edits, attributes
+def _plans(
+    found: Found, positions: Positions, harms: Mapping[str, Sequence[float]], predicted: Predicted
+) -> tuple[list[GroupPlan], list[BlockPlan]]:
+    candidates = {c.name: c for c in found.candidates}
+    gone = [c.name for c in found.candidates if isinstance(c.group, Block) and positions[c.name]]
+    now = predicted.total(positions)
 
+    def saved(name: str) -> float:
+        return predicted.total({**positions, name: 0}) - now
 
-def _group_plans(
-    groups: Sequence[ChannelGroup], candidates: dict[str, Candidate], setting: Setting, importances: dict[str, Tensor]
-) -> list[GroupPlan]:
-    plans = []
-    for group in groups:
-        gone = setting.get(group.name, 0)
-        removed = removed_channels(candidates[group.name], gone) if gone else []
-        scores = importances.get(group.name)
+    groups = []
+    for group in found.groups:
+        home = next((b for b in gone if all(path.startswith(f"{b}.") for path in group.layers)), None)
+        position = positions.get(group.name, 0) if home is None else 0
+        units = candidates[group.name].steps[position] if position else 0
+        removed = removed_channels(candidates[group.name], units) if units else []
+        scores = found.importances.get(group.name)
         share = float(scores[removed].sum() / scores.sum()) if removed and scores is not None and scores.sum() else 0.0
-        plans.append(
+        kept = f"it went with the block {home}" if home is not None else "the target was met without it"
+        groups.append(
             GroupPlan(
                 name=group.name,
                 layers=group.layers,
                 channels_before=group.channels,
-                channels_after=group.channels - len(removed),
+                channels_after=group.channels - len(removed) if home is None else 0,
                 removed=removed,
                 importance_removed_share=share,
-                attributes=group.attributes(gone),
-                reason_kept=None if removed else group.reason_kept or "the target was met without it",
+                attributes=group.attributes(units),
+                saved=saved(group.name) if removed else 0.0,
+                harm=harms[group.name][position] if removed else 0.0,
+                block=home,
+                reason_kept=None if removed else (group.reason_kept if home is None else None) or kept,
             )
         )
-    return plans
+    blocks = [
+        BlockPlan(
+            name=block.name,
+            removed=block.name in gone,
+            saved=saved(block.name) if block.name in gone else 0.0,
+            harm=harms[block.name][1] if block.name in harms else None,
+            reason_kept=None if block.name in gone else block.reason_kept or "the target was met without it",
+        )
+        for block in found.blocks
+    ]
+    return groups, blocks
 
 
-def _protected_by(network: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
-    """Module path -> the pattern that protects it."""
-    paths = [path for path, _ in network.named_modules() if path]
-    covered: dict[str, str] = {}
-    for pattern in patterns:
-        hits = fnmatch.filter(paths, pattern)
-        if not hits:
-            raise UsageError(f"no module matches {pattern!r}", where="protected", hint=nearest(pattern, paths))
-        for path in paths:
-            if any(path == hit or path.startswith(f"{hit}.") for hit in hits):
-                covered.setdefault(path, pattern)
-    return covered
+@torch.no_grad()
+def _divergence(before: nn.Module, after: nn.Module, images: Sequence[Tensor]) -> float:
+    total = 0.0
+    for batch in images:
+        p, q = (outputs(n(batch))["logits"].double().log_softmax(1) for n in (before, after))
+        total += float((p.exp() * (p - q)).sum())
+    return total / sum(map(len, images))
 
 
-def _last_layer(network: nn.Module, outputs: int | None) -> str | None:
-    widths = {
-        path: getattr(module, "out_features", None) or getattr(module, "out_channels", None)
-        for path, module in network.named_modules()
-    }
-    return next((path for path in reversed(widths) if outputs is not None and widths[path] == outputs), None)
-
-
-def _reason(group: ChannelGroup, covered: dict[str, str], head: str | None) -> str | None:
-    producers = [edit.path for edit in group.edits if edit.produces]
-    for path in producers:
-        if path in covered:
-            return f"protected by {covered[path]!r}"
-    if head in producers:
-        return f"{head} makes the network's outputs"
-    if len(group.units) < 2 * group.step:
-        return f"{group.channels} channels are fewer than 2 x {group.step}"
-    return None
-
-
-def _more_room(groups: Sequence[ChannelGroup], channel_multiple: int) -> str:
-    reasons = [group.reason_kept or "" for group in groups]
+def _more_room(found: Found, channel_multiple: int) -> str:
+    reasons = [group.reason_kept or "" for group in found.groups] + [block.reason_kept or "" for block in found.blocks]
     if any("does not rank" in reason for reason in reasons):
         return 'use importance = "magnitude", which ranks the channels of every layer'
     if channel_multiple > 1 and any("fewer than" in reason for reason in reasons):
@@ -190,3 +191,16 @@ def _more_room(groups: Sequence[ChannelGroup], channel_multiple: int) -> str:
     if any(reason.startswith("protected") for reason in reasons):
         return "raise the target, or protect fewer layers"
     return "raise the target, or start from a smaller student"
+
+
+def carry_out(network: nn.Module, plan: PruningPlan, example: Tensor) -> None:
+    """Do to `network`, in place, what a plan says that was made of the same network. Raises StageError."""
+    groups = {group.name: group for group in channel_groups(network, example, plan.channel_multiple)}
+    edits: list[Edit] = []
+    attributes: dict[str, dict[str, Any]] = {}
+    for one in plan.removed():
+        if one.name not in groups:
+            raise StageError(f"the plan prunes {one.name!r}, which the network does not have", where="plan.json")
+        edits += groups[one.name].edits_of(one.removed)
+        attributes |= one.attributes
+    apply(network, edits, attributes, [block.name for block in plan.blocks if block.removed])

@@ -18,6 +18,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from ..errors import StageError
+from ..models.build import without_blocks
 
 __all__ = ["ChannelGroup", "Edit", "apply", "channel_groups", "merged", "slices"]
 
@@ -163,8 +164,11 @@ def merged(edits: Iterable[Edit]) -> list[Edit]:
     ]
 
 
-def apply(network: nn.Module, edits: Iterable[Edit], attributes: Attributes) -> None:
-    """Remove the slices from `network`, in place, and set the attributes. Frozen parameters stay frozen."""
+def apply(network: nn.Module, edits: Iterable[Edit], attributes: Attributes, removed: Iterable[str] = ()) -> None:
+    """Remove the slices from `network`, in place, set the attributes, and put the identity in place of `removed`.
+
+    Frozen parameters stay frozen.
+    """
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for edit in merged(edits):
         target = _at(network, edit.path)
@@ -178,6 +182,7 @@ def apply(network: nn.Module, edits: Iterable[Edit], attributes: Attributes) -> 
             setattr(network.get_submodule(path), name, value)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(trainable[name])
+    without_blocks(network, removed)
 
 
 def slices(network: nn.Module, edit: Edit) -> list[tuple[str, Tensor, int]]:

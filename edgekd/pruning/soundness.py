@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .graph import Attributes, ChannelGroup, Edit, apply, slices
 
-__all__ = ["difference", "keep_sound"]
+__all__ = ["difference", "keep_sound", "outputs_of", "stand_in"]
 
 HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
 
@@ -46,21 +46,21 @@ def keep_sound(network: nn.Module, example: Tensor, groups: Sequence[ChannelGrou
 
 def difference(network: nn.Module, example: Tensor, edits: Sequence[Edit], attributes: Attributes) -> str | None:
     """Why removing the slices is not the same as masking them, or None where it is."""
-    masked, image, tolerance = _stand_in(network, example)
+    masked, image, tolerance = stand_in(network, example)
     pruned = copy.deepcopy(masked)
-    before = _outputs(masked, image)
+    before = outputs_of(masked, image)
     for edit in edits:
         for _, tensor, dim in slices(masked, edit):
             tensor.data.index_fill_(dim, torch.tensor(edit.indices, device=tensor.device), 0)
     try:
         apply(pruned, edits, attributes)
-        found = _outputs(pruned, image)
+        found = outputs_of(pruned, image)
     except Exception as error:  # whatever a stranger's forward pass raises when its widths changed
         first = str(error).strip().partition("\n")[0]
         return f"the forward pass does not run without some of these channels ({type(error).__name__}: {first})"
     if [t.shape for t in found] != [t.shape for t in before]:
         return "the outputs change their shape without some of these channels"
-    for a, b in zip(found, _outputs(masked, image), strict=True):
+    for a, b in zip(found, outputs_of(masked, image), strict=True):
         if not torch.allclose(a, b, rtol=0, atol=tolerance * (1 + float(b.abs().max()))):
             return "the network addresses these channels by their position, or mixes them outside its layers"
     return None
@@ -78,7 +78,7 @@ def _half(groups: Iterable[ChannelGroup]) -> tuple[list[Edit], dict[str, dict[st
     return edits, attributes
 
 
-def _stand_in(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, float]:
+def stand_in(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, float]:
     """A copy with random weights, so that zeros in the trained ones (a last BN's scale, say) hide no difference.
 
     Norms over channels become plain scales there: they rightly change with the number of channels.
@@ -101,7 +101,7 @@ def _stand_in(network: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, f
     image = torch.randn(example.shape, generator=generator).to(example.device)
     try:
         exact = copy.deepcopy(twin).double()
-        _outputs(exact, image.double())
+        outputs_of(exact, image.double())
     except RuntimeError:
         return twin, image, 1e-3
     return exact, image.double(), 1e-7
@@ -114,7 +114,8 @@ def _scale(norm: nn.LayerNorm | nn.GroupNorm, x: Tensor) -> Tensor:
     return x
 
 
-def _outputs(network: nn.Module, image: Tensor) -> list[Tensor]:
+def outputs_of(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """Every tensor that the network returns, without gradients."""
     with torch.no_grad():
         return _leaves(network(image))
 

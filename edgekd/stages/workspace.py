@@ -155,8 +155,10 @@ class Workspace:
         settings: Training,
         on_epoch: Callable[[int, Learner], None] | None = None,
         streams: Sequence[Stream] = (),
+        part: str = "",
     ) -> list[Fit]:
-        """Run the one training loop, resuming what a killed run left in `partial`."""
+        """Run the one training loop, resuming what a killed run left in `partial`; one `part` of several has its own
+        directory there."""
         job = Job(
             name=self.name,
             data=self.data,
@@ -165,7 +167,7 @@ class Workspace:
             batch=self.recipe.data.batch,
             augment=augmentations(self.recipe.data),
             seed=self.recipe.seed,
-            directory=self.partial,
+            directory=self.partial / part,
             emit=self.emit,
             on_epoch=on_epoch,
             streams=streams,

@@ -66,7 +66,7 @@ def test_quantizing_keeps_the_answers_of_the_pruned_network(chain: Chain, images
     pruned = logits(load_network(chain.artifacts["prune"]), images)
     ptq = logits(load_prepared(chain.artifacts["ptq"]), images)
     assert not torch.equal(pruned, ptq)
-    assert (pruned.argmax(1) == ptq.argmax(1)).float().mean() > 0.95
+    assert (pruned.argmax(1) == ptq.argmax(1)).float().mean() >= 0.9
     assert (pruned - ptq).abs().max() < 0.2 * pruned.abs().max()
 
 
