@@ -21,12 +21,12 @@ __all__ = ["IMPORTANCES", "channel_importance", "evidence", "unranked"]
 IMPORTANCES: dict[Importance, str] = {
     "magnitude": "L2 norm of the filters that make the channel (He et al. 2018, arXiv:1808.06866)",
     "magnitude-l1": "L1 norm of the filters that make the channel (Li et al. 2017, arXiv:1608.08710)",
-    "lamp": "squared norm over that of the channel and all larger ones (Lee et al. 2021, arXiv:2010.07611)",
-    "bn-scale": "|scale| of the batch norm behind it, trained with bn-sparsity (Liu et al. 2017, arXiv:1708.06519)",
-    "fpgm": "distance to all other filters of the layer: the most replaceable go (He et al. 2019, arXiv:1811.00250)",
+    "lamp": "squared norm over the sum of all as large (Lee et al. 2021, arXiv:2010.07611)",
+    "bn-scale": "|scale| of its batch norm, trained with bn-sparsity (Liu et al. 2017, arXiv:1708.06519)",
+    "fpgm": "distance to the layer's other filters: the replaceable go (He et al. 2019, arXiv:1811.00250)",
     "taylor": "|weight x gradient| of the healing loss, first order (Molchanov et al. 2019, arXiv:1906.10771)",
     "hessian": "Optimal Brain Damage, weight^2 x empirical Fisher / 2 (LeCun et al. 1989; Theis et al. 2018)",
-    "activation": "mean |activation| that the next layers read, on images (Molchanov et al. 2017, arXiv:1611.06440)",
+    "activation": "mean |activation| that the next layers read (Molchanov et al. 2017, arXiv:1611.06440)",
     "random": "drawn by the recipe's seed: the control",
 }
 #: A value for every weight of a tensor that an edit slices, by its name; None where it does not count.
@@ -36,7 +36,7 @@ Values = Callable[[Edit, str, Tensor], Tensor | None]
 def channel_importance(
     network: nn.Module, group: ChannelGroup, importance: Importance, found: Mapping[str, Tensor], seed: int = 0
 ) -> Tensor | None:
-    """The importance of every channel of a group, float64 [channels], at least 0; None where it is undefined.
+    """The importance of every channel of a group that can be pruned, float64 [channels], at least 0; None if undefined.
 
     `found` is what `evidence` measured of this network. With F_c the weights, without biases, that produce channel c
     in all layers that are added up into it (outputs of a convolution or linear layer, depthwise ones too):
