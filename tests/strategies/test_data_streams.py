@@ -273,6 +273,7 @@ def test_representations_are_learnt_without_labels_before_a_short_labelled_phase
     assert made["distill-2"].manifest.parents["source"] == made["distill"].key
     assert all((b["label"][32:] == -1).all() for b in batches)
     history = made.history()
-    assert history[-1]["loss.seed"] < history[0]["loss.seed"]
+    # In the first epoch the queue fills up, and among fewer images the right one is found more easily.
+    assert history[-1]["loss.seed"] < history[1]["loss.seed"]
     scratch = run(recipe(teachers["resnet"], distill(**{**labelled, "model": RESNET})), "scratch")
     assert made["distill-2"].manifest.metrics["loss"] < scratch["distill"].manifest.metrics["loss"]
