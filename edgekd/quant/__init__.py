@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from .scheme import SCHEMES, Scheme, scheme_named
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .placed import Placement, matrix_layers, placements
-    from .prepared import calibrate, convert, enable_fake_quant, freeze, prepare
+    from .prepared import convert, enable_fake_quant, freeze, prepare
 
 __all__ = [
     "SCHEMES",
@@ -26,8 +27,9 @@ __all__ = [
 ]
 
 _PLACES = {
+    "calibration": ("calibrate",),
     "placed": ("Placement", "matrix_layers", "placements"),
-    "prepared": ("calibrate", "convert", "enable_fake_quant", "freeze", "prepare"),
+    "prepared": ("convert", "enable_fake_quant", "freeze", "prepare"),
 }
 
 

@@ -7,6 +7,7 @@ with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .pt2e import FakeQuantizeBase
 
-__all__ = ["ActivationFakeQuantize", "WeightPerChannelFakeQuantize"]
+__all__ = ["SMALLEST", "ActivationFakeQuantize", "WeightPerChannelFakeQuantize"]
 
 #: The smallest scale: a channel of zeros must not get scale 0, which TensorRT refuses and which divides by zero.
 SMALLEST = 1e-9
@@ -60,6 +61,8 @@ class ActivationFakeQuantize(_Switched):
         self.dtype, self.qscheme = dtype, qscheme
         self.quant_min, self.quant_max, self.is_dynamic = quant_min, quant_max, is_dynamic
         self.averaging = 0.01
+        #: Calibration looks at what passes through this; while it is set, nothing is quantized.
+        self.collector: Callable[[Tensor], None] | None = None
         self.register_buffer("scale", torch.ones(1))
         self.register_buffer("zero_point", torch.zeros(1, dtype=torch.int32))
         self.register_buffer("lowest", torch.tensor([float("inf")]))
@@ -75,6 +78,9 @@ class ActivationFakeQuantize(_Switched):
         return self.scale, self.zero_point
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.collector is not None:
+            self.collector(x.detach())
+            return x
         if self.observes and self.training:
             self._observe(x.detach())
         if not self.quantizes:
@@ -90,19 +96,33 @@ class ActivationFakeQuantize(_Switched):
         first = self.lowest > self.highest
         self.lowest.copy_(torch.where(first, low, self.lowest + self.averaging * (low - self.lowest)))
         self.highest.copy_(torch.where(first, high, self.highest + self.averaging * (high - self.highest)))
+        scale, zero_point = self.qparams(self.lowest, self.highest)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def set_range(self, low: float, high: float) -> None:
+        """Quantize values from `low` to `high` from now on."""
+        self.lowest.fill_(low)
+        self.highest.fill_(high)
+        scale, zero_point = self.qparams(self.lowest, self.highest)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def qparams(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """(scales, zero points) for ranges from low to high, all of one shape."""
         # 0 is always in the range, and exactly an integer: padding and ReLU depend on it.
-        low, high = self.lowest.clamp_max(0), self.highest.clamp_min(0)
+        low, high = low.clamp_max(0), high.clamp_min(0)
         if self.qscheme == torch.per_tensor_symmetric:
-            self.scale.copy_((torch.maximum(-low, high) / self.quant_max).clamp_min(SMALLEST))
-            return
+            scale = (torch.maximum(-low, high) / self.quant_max).clamp_min(SMALLEST)
+            return scale, torch.zeros_like(scale, dtype=torch.int32)
         steps = self.quant_max - self.quant_min
         below = torch.round(-low * steps / (high - low).clamp_min(SMALLEST * steps))
         # With the zero point rounded, one end would stick out by up to half a step. Widening the step instead loses
         # no value; and for images normalised with mean 0.5 every pixel would lie half way between two integers, where
         # each runtime rounds as it likes.
         scale = torch.maximum(-low / below.clamp_min(1), high / (steps - below).clamp_min(1))
-        self.scale.copy_(scale.clamp_min(SMALLEST))
-        self.zero_point.copy_(self.quant_min + below)
+        return scale.clamp_min(SMALLEST), (self.quant_min + below).to(torch.int32)
 
 
 class WeightPerChannelFakeQuantize(_Switched):
@@ -131,6 +151,12 @@ class WeightPerChannelFakeQuantize(_Switched):
         largest = weight.detach().float().abs().amax(dim=other)
         scale = (largest / self.quant_max).clamp_min(SMALLEST)
         return scale, torch.zeros_like(scale, dtype=torch.int32)
+
+    def rescaled(self, factor: Tensor) -> WeightPerChannelFakeQuantize:
+        """A module for the weight times `factor` [C], with the same switch."""
+        new = type(self)(self.dtype, self.qscheme, self.quant_min, self.quant_max, self.ch_axis)
+        new.enable_fake_quant(self.quantizes)
+        return new
 
     def converting(self, weight: Tensor, floor: Tensor | None) -> None:
         """Fix the result of `calculate_qparams`, which torchao calls without a weight; floor [C]: smallest scales."""

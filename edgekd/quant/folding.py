@@ -53,7 +53,7 @@ def _fold(module: GraphModule, convolution: Node, norm: Node, number: int) -> No
     if quantizer:
         # A module of its own: tied weights share one, and differently folded they no longer share a range.
         name = f"folded_{number}_quantizer"
-        module.add_submodule(name, quantizer)
+        module.add_submodule(name, quantizer.rescaled(factor))
         with module.graph.inserting_before(convolution):
             new_weight = module.graph.call_module(name, (new_weight,))
     convolution.args = (convolution.args[0], new_weight, new_bias, *convolution.args[3:])
@@ -65,16 +65,12 @@ def _optional(module: GraphModule, node: Any, default: float) -> Any:
     return default if node is None else attribute(module, node)
 
 
-def _quantizer_of(module: GraphModule, convolution: Node) -> nn.Module | None:
+def _quantizer_of(module: GraphModule, convolution: Node) -> WeightPerChannelFakeQuantize | None:
     weight = convolution.args[1]
     if not isinstance(weight, Node) or weight.op != "call_module":
         return None
-    old = module.get_submodule(str(weight.target))
-    if not isinstance(old, WeightPerChannelFakeQuantize):
-        return None
-    new = WeightPerChannelFakeQuantize(old.dtype, old.qscheme, old.quant_min, old.quant_max, old.ch_axis)
-    new.enable_fake_quant(old.quantizes)
-    return new
+    quantizer = module.get_submodule(str(weight.target))
+    return quantizer if isinstance(quantizer, WeightPerChannelFakeQuantize) else None
 
 
 def _parameter(module: GraphModule, before: Node, name: str, value: Tensor, trains: bool) -> Node:

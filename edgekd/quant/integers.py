@@ -33,7 +33,7 @@ def fix_weight_scales(module: GraphModule) -> None:
         bias, activation = _bias(module, node), _module(module, node.args[0])
         floor = None
         if bias is not None and isinstance(activation, ActivationFakeQuantize):
-            floor = bias.detach().abs() / (activation.scale * MOST_STEPS)
+            floor = bias.detach().abs() / (activation.calculate_qparams()[0] * MOST_STEPS)
         quantizer.converting(weight, floor)
 
 

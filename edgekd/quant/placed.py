@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .fake_quantize import WeightPerChannelFakeQuantize
 from .graph import MATRIX, layers, operation
-from .prepared import Prepared, prepare
+from .prepared import Prepared, as_prepared, prepare
 from .quantizer import has_weight, wanted_float
 from .scheme import Scheme
 
@@ -38,8 +38,7 @@ class Placement(NamedTuple):
 
 def placements(prepared: nn.Module) -> list[Placement]:
     """Every convolution, linear layer and matrix product of a prepared network, in the order in which they run."""
-    if not isinstance(prepared, Prepared):
-        raise TypeError(f"expected what prepare() returns, got {type(prepared).__name__}")
+    prepared = as_prepared(prepared)
     found = []
     for node in prepared.network.graph.nodes:
         name = operation(node)

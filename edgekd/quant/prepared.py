@@ -6,26 +6,29 @@ with placement, modules and handling of batch norm of our own.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from ..errors import StageError, UsageError, nearest
+from ..errors import UsageError, nearest
 from .echoes import drop_echoes, restore_echoes
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .folding import fold_batch_norm
-from .graph import operation, set_training
+from .graph import attribute, operation, set_training
 from .integers import fix_weight_scales, keep_float, pad_integers, quantize_biases
+from .learned import LearnedWeightFakeQuantize
 from .pt2e import convert_pt2e, insert_fake_quantization
 from .quantizer import PlacingQuantizer
 from .quiet import quiet
 from .scheme import Scheme
+from .soundness import check_ranges
 from .tracing import trace
 
-__all__ = ["Converted", "Prepared", "calibrate", "convert", "enable_fake_quant", "freeze", "prepare"]
+__all__ = ["Converted", "Prepared", "as_prepared", "convert", "enable_fake_quant", "floating", "freeze", "prepare"]
 
 
 class Prepared(nn.Module):
@@ -80,7 +83,13 @@ class Converted(nn.Module):
 
 
 def prepare(
-    network: nn.Module, example: Tensor, scheme: Scheme, *, qat: bool, float_layers: Collection[str] = ()
+    network: nn.Module,
+    example: Tensor,
+    scheme: Scheme,
+    *,
+    qat: bool,
+    float_layers: Collection[str] = (),
+    learned: bool = False,
 ) -> nn.Module:
     """A copy of `network` with fake quantization where `scheme` wants it, in training mode.
 
@@ -88,7 +97,8 @@ def prepare(
     qat: keep batch norm as a layer that trains; otherwise it is folded into the convolutions at once.
     float_layers: module paths that stay float, with all that lies below them; of a network that is wrapped to tap
     features, the paths inside.
-    Quantizing starts when `calibrate` or a training step has set the ranges. Raises StageError for networks that
+    learned: the scales are parameters that train (LSQ) from where `calibrate` put them; else ranges are observed, and
+    quantizing starts when `calibrate` or a training step has set them. Raises StageError for networks that
     torch.export cannot follow, naming the line, and UsageError for a path that the network does not have.
     """
     device = example.device
@@ -96,7 +106,7 @@ def prepare(
     traced, names = trace(network, example)
     if not qat:
         fold_batch_norm(traced)
-    quantizer = PlacingQuantizer(scheme, float_layers)
+    quantizer = PlacingQuantizer(scheme, float_layers, learned)
     quantizer.annotate(traced)
     with quiet():
         # Not prepare_qat_pt2e: it rewrites convolution and batch norm for per-tensor weights, assumes PyTorch's
@@ -104,59 +114,21 @@ def prepare(
         graph = insert_fake_quantization(traced, {}, is_qat=qat)
     _name_once(graph)
     drop_echoes(graph)
+    for node in graph.graph.nodes:
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LearnedWeightFakeQuantize):
+            module.learn(attribute(graph, node.args[0]))
     return Prepared(graph, names, scheme, qat, float_layers).to(device)
 
 
-def calibrate(prepared: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the ranges of the activations from `batches` of images [N, C, H, W]; returns how many images were seen.
-
-    A range is the mean over the batches of each batch's extremes, measured on the float network with stored batch
-    norm statistics; earlier ranges are forgotten. The network keeps its mode and its fake-quant switch.
-    Raises UsageError when there is no image, or one with NaN or infinity.
-    """
-    network = _prepared(prepared)
-    modules = [m for m in network.modules() if isinstance(m, ActivationFakeQuantize)]
-    everything = [m for m in network.modules() if isinstance(m, ActivationFakeQuantize | WeightPerChannelFakeQuantize)]
-    training = network.training
-    switches = [(m.quantizes, m.observes) for m in everything]
-    averaging = [m.averaging for m in modules]
-    device = network.frozen.device
-    network.eval()
-    images = 0
-    try:
-        for module in everything:
-            module.disable_fake_quant()
-            module.enable_observer()
-        for module in modules:
-            module.training = True
-            module.lowest.fill_(float("inf"))
-            module.highest.fill_(float("-inf"))
-        with torch.no_grad():
-            for i, batch in enumerate(batches):
-                if not torch.isfinite(batch).all():
-                    raise UsageError(f"calibration batch {i} holds NaN or infinity", where="calibration data")
-                for module in modules:
-                    module.averaging = 1.0 / (i + 1)
-                network(batch.to(device))
-                images += len(batch)
-    finally:
-        for module, old in zip(modules, averaging, strict=True):
-            module.averaging = old
-        for module, (quantizes, observes) in zip(everything, switches, strict=True):
-            module.enable_fake_quant(quantizes)
-            module.enable_observer(observes)
-        network.train(training)
-    if not images:
-        raise UsageError("no image to calibrate with", where="calibration data", hint="a few hundred images suffice")
-    _check_ranges(network)
-    return images
-
-
-def enable_fake_quant(prepared: nn.Module, enabled: bool = True) -> None:
-    """Switch quantizing on or off; ranges are tracked either way, so training may begin with it off."""
-    for module in _prepared(prepared).modules():
-        if isinstance(module, ActivationFakeQuantize | WeightPerChannelFakeQuantize):
-            module.enable_fake_quant(enabled)
+def enable_fake_quant(prepared: nn.Module, weights: bool = True, activations: bool = True) -> None:
+    """Switch quantizing on or off. Ranges are tracked either way, so training may begin with it off, or with weights
+    alone; learned scales learn only while they are in use."""
+    for module in as_prepared(prepared).modules():
+        if isinstance(module, ActivationFakeQuantize):
+            module.enable_fake_quant(activations)
+        elif isinstance(module, WeightPerChannelFakeQuantize):
+            module.enable_fake_quant(weights)
 
 
 def freeze(prepared: nn.Module) -> None:
@@ -165,7 +137,7 @@ def freeze(prepared: nn.Module) -> None:
     For its last part: the network then trains with the very numbers it will be deployed with (Krishnamoorthi 2018,
     "Quantizing deep convolutional networks for efficient inference", section 3.2.2).
     """
-    network = _prepared(prepared)
+    network = as_prepared(prepared)
     for module in network.modules():
         if isinstance(module, ActivationFakeQuantize):
             module.disable_observer()
@@ -173,12 +145,30 @@ def freeze(prepared: nn.Module) -> None:
     network.train(network.training)
 
 
+@contextlib.contextmanager
+def floating(prepared: nn.Module) -> Iterator[None]:
+    """Inside, the network is in evaluation mode and nothing in it is quantized; its modes and switches come back."""
+    network = as_prepared(prepared)
+    kinds = ActivationFakeQuantize | WeightPerChannelFakeQuantize
+    before = {module: module.quantizes for module in network.modules() if isinstance(module, kinds)}
+    training = network.training
+    try:
+        for module in before:
+            module.quantizes = False
+        network.eval()
+        yield
+    finally:
+        for module, quantizes in before.items():
+            module.quantizes = quantizes
+        network.train(training)
+
+
 def convert(prepared: nn.Module) -> nn.Module:
     """A network of integer weights and Q/DQ operators that returns {"logits": [N, K]}; `prepared` stays usable.
 
     Batch norm is folded, dropout and taps are gone. Raises StageError when a range was never set, or is not finite.
     """
-    network = copy.deepcopy(_prepared(prepared))
+    network = copy.deepcopy(as_prepared(prepared))
     network.eval()
     graph = network.network
     output = graph.graph.output_node()
@@ -191,7 +181,7 @@ def convert(prepared: nn.Module) -> nn.Module:
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
-    _check_ranges(network)
+    check_ranges(graph, alive=False)
     fold_batch_norm(graph)
     restore_echoes(graph)
     fix_weight_scales(graph)
@@ -212,23 +202,10 @@ def _check_paths(network: nn.Module, float_layers: Collection[str]) -> None:
             raise UsageError(f"the network has no module {path!r}", where="float_layers", hint=nearest(path, known))
 
 
-def _prepared(module: nn.Module) -> Prepared:
+def as_prepared(module: nn.Module) -> Prepared:
     if not isinstance(module, Prepared):
         raise TypeError(f"expected what prepare() returns, got {type(module).__name__}")
     return module
-
-
-def _check_ranges(network: Prepared) -> None:
-    for name, module in network.named_modules():
-        if isinstance(module, ActivationFakeQuantize) and not module.observed:
-            empty = bool((module.lowest > module.highest).item())
-            raise StageError(
-                f"the range of {name.removeprefix('network.')} was never set"
-                if empty
-                else "activations became NaN or infinite: no range can hold them",
-                where="quantization",
-                hint="calibrate it with real images first" if empty else "look at the weights and at the training loss",
-            )
 
 
 def _name_once(graph: GraphModule) -> None:

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .graph import CONVOLUTIONS, MATRIX, layers, operation, users
+from .learned import LearnedActivationFakeQuantize, LearnedWeightFakeQuantize
 from .pt2e import (
     Q_ANNOTATION_KEY,
     QuantizationAnnotation,
@@ -42,25 +43,25 @@ ELEMENTWISE = {"relu", "relu6", "hardtanh", "clamp", "leaky_relu", "hardswish", 
 class PlacingQuantizer(Quantizer):
     """Annotates an exported, functional graph according to a scheme; what lies in `float_layers` stays float."""
 
-    def __init__(self, scheme: Scheme, float_layers: Collection[str] = ()) -> None:
+    def __init__(self, scheme: Scheme, float_layers: Collection[str] = (), learned: bool = False) -> None:
         super().__init__()
         self.float_layers = frozenset(float_layers)
         self.placement = scheme.placement
         unsigned = scheme.activation_dtype == "uint8"
         self.activation = QuantizationSpec(
             dtype=torch.uint8 if unsigned else torch.int8,
-            observer_or_fake_quant_ctr=ActivationFakeQuantize,
+            observer_or_fake_quant_ctr=LearnedActivationFakeQuantize if learned else ActivationFakeQuantize,
             quant_min=0 if unsigned else -128,
             quant_max=255 if unsigned else 127,
             qscheme=torch.per_tensor_symmetric if scheme.activation_symmetric else torch.per_tensor_affine,
         )
-        # -128 is left out: its product with a uint8 activation overflows int16 in pairs on CPUs without VNNI, and
-        # a symmetric range makes quantization commute with the sign of a folded batch norm.
+        # -128 is left out: a symmetric range makes quantization commute with the sign of a folded batch norm.
+        largest = 2 ** (scheme.weight_bits - 1) - 1
         self.weight = QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=WeightPerChannelFakeQuantize,
-            quant_min=-127,
-            quant_max=127,
+            observer_or_fake_quant_ctr=LearnedWeightFakeQuantize if learned else WeightPerChannelFakeQuantize,
+            quant_min=-largest,
+            quant_max=largest,
             qscheme=torch.per_channel_symmetric,
             ch_axis=0,
         )

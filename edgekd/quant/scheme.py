@@ -21,6 +21,9 @@ class Scheme(BaseModel):
     weight_per_channel: Literal[True] = Field(
         True, description="always: only then does quantizing a weight commute with folding its batch norm"
     )
+    weight_bits: Literal[7, 8] = Field(
+        8, description="7: integers from -63 to 63, whose products with uint8 do not saturate int16 in pairs"
+    )
     placement: Literal["onnxruntime", "tensorrt"] = Field(description="which tensors are quantized")
 
 
@@ -29,6 +32,14 @@ SCHEMES: dict[str, Scheme] = {
     for scheme in (
         Scheme(name="arm-s8s8", activation_dtype="int8", activation_symmetric=False, placement="onnxruntime"),
         Scheme(name="trt-s8s8", activation_dtype="int8", activation_symmetric=True, placement="tensorrt"),
+        # AVX2 and AVX-512 without VNNI add pairs of u8 x s8 products in int16, which saturates: 2 * 255 * 127 > 32767.
+        Scheme(
+            name="x86-u8s7",
+            activation_dtype="uint8",
+            activation_symmetric=False,
+            weight_bits=7,
+            placement="onnxruntime",
+        ),
         Scheme(name="x86-u8s8", activation_dtype="uint8", activation_symmetric=False, placement="onnxruntime"),
     )
 }

@@ -260,6 +260,7 @@ def load_prepared(artifact: Artifact) -> nn.Module:
         scheme_named(quantization["scheme"], str(artifact.path)),
         qat=quantization["qat"],
         float_layers=quantization.get("float_layers", ()),
+        learned=quantization.get("learned", False),
     )
     prepared.load_state_dict(state)
     return prepared

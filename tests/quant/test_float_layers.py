@@ -129,7 +129,7 @@ def test_a_float_layer_computes_with_its_float_weight(network: nn.Module, images
     prepared = quantized(network, images, "x86-u8s8", [path for path in ALL if path != "mix"])
     with torch.no_grad():
         error = (prepared(images)["logits"] - network(images)).abs().max()
-        enable_fake_quant(prepared, False)
+        enable_fake_quant(prepared, False, False)
         assert torch.allclose(prepared(images)["logits"], network(images), atol=1e-5)
     assert 0 < error < 0.05
 

@@ -91,7 +91,7 @@ def test_without_quantizing_it_is_the_float_network(
 ) -> None:
     x = digits[0][:64]
     prepared = prepare(trained, x, X86, qat=qat)
-    enable_fake_quant(prepared, False)
+    enable_fake_quant(prepared, False, False)
     prepared.eval()
     with torch.no_grad():
         found, expected = prepared(x), trained(x)
@@ -106,7 +106,7 @@ def test_training_mode_uses_the_networks_own_rates_and_batch_statistics(
 ) -> None:
     x = digits[0][:64]
     prepared = prepare(trained, x, X86, qat=True)
-    enable_fake_quant(prepared, False)
+    enable_fake_quant(prepared, False, False)
     reference = Small()
     reference.load_state_dict(trained.state_dict())
     reference.train()
