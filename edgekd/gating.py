@@ -46,9 +46,8 @@ def gate_run(
         against = read_baseline(baseline, other_machine)
         asked = [r for r in rules_of(table, loaded, others) if r.bound == "regress"]
         if against is None and asked:
-            own, base = final_file(directory), _model(baseline)
             recipe = load_recipe(directory / "recipe.toml")
-            against = _measured_beside(own, base, baseline, loaded, asked, recipe, emit)
+            against = _measured_beside(directory, baseline, loaded, asked, recipe, emit)
     return results, judge_stored(directory, results, table, loaded, others, against)
 
 
@@ -89,13 +88,15 @@ def read_baseline(text: str, other_machine: bool = False) -> Baseline | None:
     return None
 
 
-def final_file(directory: Path) -> Candidate:
-    """The last variant of a run as its measurements name it, found without planning its recipe anew.
+def final_file(directory: Path, profile: str | None = None) -> Candidate:
+    """The last variant of a run on a profile as its measurements name it, found without planning its recipe anew.
 
-    A baseline's recipe may name files of another checkout. Raises UsageError when nothing fits.
+    A baseline's recipe may name files of another checkout, and may not name the profile: then its first one counts.
+    Raises UsageError when nothing fits.
     """
     results = Results.read(directory / "results.json")
-    last = next((p.variants[-1] for p in results.profiles if p.variants), None)
+    measured = [p for p in results.profiles if p.variants]
+    last = next((p.variants[-1] for p in [*(p for p in measured if p.profile == profile), *measured]), None)
     if last is None:
         raise UsageError(f"nothing was measured in {directory}", hint=f"edgekd bench {directory}")
     for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
@@ -112,7 +113,7 @@ def final_file(directory: Path) -> Candidate:
     )
 
 
-def _model(text: str) -> Candidate:
+def _model(text: str, profile: str | None = None) -> Candidate:
     path = Path(text)
     if path.suffix == ".onnx":
         if not path.is_file():
@@ -124,7 +125,7 @@ def _model(text: str) -> Candidate:
         what = "neither a model nor a JSON" if path.is_file() else "no baseline there"
         raise UsageError(f"{text}: {what}", where="--baseline", hint=hint)
     if (path / "recipe.toml").is_file():
-        return replace(final_file(path), name=BASELINE)
+        return replace(final_file(path, profile), name=BASELINE)
     artifact = find_source(text).artifact
     if artifact.manifest.kind != "export":
         raise UsageError(f"{text} is no exported model", where="--baseline", hint="give the run that it lies in")
@@ -132,33 +133,42 @@ def _model(text: str) -> Candidate:
 
 
 def _measured_beside(
-    own: Candidate,
-    base: Candidate,
-    where: str,
+    directory: Path,
+    baseline: str,
     profiles: Sequence[Profile],
     rules: Sequence[RuleFor],
     recipe: Recipe,
     emit: Emit,
 ) -> Baseline:
-    """The baseline and our file measured in the same rounds; accuracies only where a rule asks for them."""
+    """Each profile's file of the baseline and of the run, in the same rounds; accuracies only where a rule asks."""
     data: Dataset | None = None
     for plugin in recipe.plugins:
         load_plugin(Path(plugin))
     if any(not r.metric.startswith("latency.") and r.metric not in OWN_METRICS for r in rules):
         data = load(recipe.data, recipe.seed)
-    own = own if own.name != BASELINE else replace(own, name=f"{BASELINE}-now")
-    results = measure(
-        [base, own],
-        profiles,
-        data=data,
-        task=make_task(recipe.task if data is not None else Component(use="classification")),
-        name=recipe.name,
-        command="",
-        emit=emit,
-        settled=_settled(rules, profiles),
-        brief=True,
-    )
-    return Baseline(results, where, interleaved=True)
+    pairs: dict[tuple[Path, Path], list[Profile]] = {}
+    owners: dict[tuple[Path, Path], list[Candidate]] = {}
+    for profile in profiles:
+        base, own = _model(baseline, profile.name), final_file(directory, profile.name)
+        own = own if own.name != BASELINE else replace(own, name=f"{BASELINE}-now")
+        pairs.setdefault((base.file, own.file), []).append(profile)
+        owners[base.file, own.file] = [base, own]
+    parts = [
+        measure(
+            owners[files],
+            same,
+            data=data,
+            task=make_task(recipe.task if data is not None else Component(use="classification")),
+            name=recipe.name,
+            command="",
+            emit=emit,
+            settled=_settled(rules, same),
+            brief=True,
+        )
+        for files, same in pairs.items()
+    ]
+    results = parts[0].model_copy(update={"profiles": [p for part in parts for p in part.profiles]})
+    return Baseline(results, baseline, interleaved=True)
 
 
 def _settled(rules: Sequence[RuleFor], profiles: Sequence[Profile]) -> Callable[[str, Samples], bool]:

@@ -46,10 +46,15 @@ class Plan:
 
     def step(self, name: str) -> Step:
         """Raises UsageError when there is no such step."""
-        for step in self.steps:
-            if step.name == name:
-                return step
-        raise UsageError(f"no stage {name!r} in this recipe", hint=nearest(name, [s.name for s in self.steps]))
+        return next((step for step in self.steps if step.name == name), None) or self.called(name)[0]
+
+    def called(self, name: str) -> list[Step]:
+        """A step by its name, or all steps of a stage (a fleet, a fork) by that. Raises UsageError."""
+        found = [s for s in self.steps if s.name == name] or [s for s in self.steps if s.group == name]
+        if not found:
+            known = dict.fromkeys(n for s in self.steps for n in (s.group, s.name))
+            raise UsageError(f"no stage {name!r} in this recipe", hint=nearest(name, list(known)))
+        return found
 
     def artifact(self, name: str) -> Artifact:
         return Artifact.open(self.step(name).directory)
@@ -62,11 +67,12 @@ def plan(
     source: Artifact | None = None,
     teacher: Artifact | None = None,
     data: Dataset | None = None,
+    emit: Emit | None = None,
 ) -> Plan:
     """Resolve and check everything, and key every stage. Raises RecipeError with all problems at once.
 
     With `source` the recipe's stages continue from that artifact, healed by the `teacher` artifact. `data` is what
-    the recipe names, where it is loaded already.
+    the recipe names, where it is loaded already; `emit` is told of students being measured (`model.use = "auto"`).
     """
     if data is None:
         forget_streams()  # what stages add to it: files may have changed since another plan of this process
@@ -90,7 +96,7 @@ def plan(
     for artifact in (source, teacher):
         problems += _misfits(artifact, data) if artifact is not None else []
     directory = directory or Path("runs") / recipe.name
-    made = steps(drafted, recipe, data, profiles, directory, source, teacher, problems)
+    made = steps(drafted, recipe, data, profiles, directory, source, teacher, problems, emit)
     if problems:
         raise RecipeError(problems)
     return Plan(recipe, data, task, profiles, directory, made, alone=source is not None)
@@ -140,13 +146,16 @@ def run_steps(
 ) -> list[Artifact]:
     """Run the steps that are not complete, one after the other; the run directory is locked meanwhile.
 
-    `start` and `force` do steps again that are complete. Raises StageError when another run holds the directory.
+    `start` and `until` may name a stage of several steps; `start` and `force` do again what is complete.
+    Raises StageError when another run holds the directory.
+
     With several processes (`edgekd.ranks`) all of them train; the first one holds the directory and writes.
     """
     names = [step.name for step in plan.steps]
-    again = set(names[names.index(plan.step(start).name) :]) if start else set(names) if force else set()
-    last = names.index(plan.step(until).name) if until else len(names) - 1
-    if start and names.index(start) > last:
+    first_again = names.index(plan.called(start)[0].name) if start else 0
+    again = set(names[first_again:]) if start or force else set()
+    last = names.index(plan.called(until)[-1].name) if until else len(names) - 1
+    if first_again > last:
         raise UsageError(f"--from {start} comes after --until {until}", hint=f"the order is: {', '.join(names)}")
     made: dict[str, Artifact] = {}
     if not ranks.first():
@@ -163,7 +172,7 @@ def run_steps(
                 made[step.name] = _opened(step)
                 continue
             parents = {r: made[p] if isinstance(p, str) else p for r, p in step.parents.items()}
-            group = [s for s in plan.steps if s.group == step.group]
+            group = [s for s in plan.steps if s.work == step.work]
             first, *others = [_workspace(plan, s, parents, emit) for s in group]
             if step.name in again and ranks.first():
                 shutil.rmtree(first.partial, ignore_errors=True)
@@ -214,8 +223,8 @@ def _workspace(plan: Plan, step: Step, parents: dict[str, Artifact], emit: Emit)
         recipe=plan.recipe,
         data=plan.data,
         task=plan.task,
-        profiles=plan.profiles,
-        name=step.group,
+        profiles=step.profiles,
+        name=step.work,
         key=step.key,
         destination=step.directory,
         parents=parents,
@@ -233,6 +242,7 @@ def summarise(plan: Plan) -> list[dict[str, Any]]:
             "directory": str(s.directory),
             "done": s.done,
             "config": json.loads(json.dumps(s.config)),
+            "student": s.choice and s.choice.model_dump(mode="json"),
         }
         for s in plan.steps
     ]

@@ -44,6 +44,16 @@ class Profile(BaseModel):
     name: str
     description: str
     device: Literal["cpu", "gpu", "jetson"] = "cpu"
+    architecture: Literal["x86-64", "aarch64"] | None = Field(
+        None, description="of the device's processor: a machine with another one does not measure for it; None: any"
+    )
+    requires: list[str] = Field(
+        default=[],
+        description="instruction sets without which a machine is not the device, as `edgekd doctor` has them",
+    )
+    lacks: list[str] = Field(
+        default=[], description="instruction sets that the device does not have: a machine that has them warns"
+    )
     runtime: str = "onnxruntime"
     precisions: list[Literal["fp32", "fp16", "bf16", "int8"]] = ["fp32", "int8"]
     scheme: str = Field("x86-u8s8", description="the quantization scheme that this runtime fuses")

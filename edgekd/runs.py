@@ -15,12 +15,13 @@ from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
 from .errors import EdgekdError, UsageError, nearest
 from .events import recording
+from .forks import ending_of, made_for
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
 from .profile import Profile, load_profile
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
-from .scorecard import Candidate, candidate_of, lineage_of, measure
+from .scorecard import Candidate, arranged, candidate_of, lineage_of, measure
 from .tasks import make_task
 from .verdicts import judge_results
 
@@ -89,12 +90,12 @@ def _run(
         recipe = parse_recipe(recipe, overrides)
     elif not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    planned = plan(recipe, Path(directory) if directory else None)
+    planned = plan(recipe, Path(directory) if directory else None, emit=emit)
     # Processes beside the first tell nothing, so they record nothing.
     with recording(planned.directory, command or "edgekd.run", emit) as record, ranks.together():
         run_steps(planned, record, start=start, until=until, force=force)
         done = None
-        if until is None or planned.steps[-1].name == until:
+        if until is None or planned.called(until)[-1] is planned.steps[-1]:
             again = force or start is not None
             done = ranks.from_first(lambda: _measured(planned, record, command, again))
         record.write({"event": "end", "exit_code": done.exit_code if done is not None else 0, "error": None})
@@ -148,12 +149,13 @@ def measure_run(planned: Plan, emit: Emit = _quiet, *, command: str | None = Non
 
 def _candidates(planned: Plan) -> Iterator[Candidate]:
     """One per stage; an `export` stands, at its own place, for the stage that it wrote out."""
-    opset = min(p.opset for p in planned.profiles)
     cache = planned.directory / ".onnx"
     shown = measured_names(planned)
     for step in planned.steps:
         if step.name in shown:
-            yield candidate_of(Artifact.open(step.directory), shown[step.name], planned.data, opset, cache)
+            name, opset = shown[step.name], min(p.opset for p in step.profiles)
+            found = candidate_of(Artifact.open(step.directory), name, planned.data, opset, cache)
+            yield replace(found, branch=planned.step(name).scheme)
 
 
 def measured_names(planned: Plan) -> dict[str, str]:
@@ -168,13 +170,16 @@ def measured_names(planned: Plan) -> dict[str, str]:
 
 
 def _same(earlier: Results, candidates: Sequence[Candidate], planned: Plan) -> bool:
-    wanted = [(c.name, c.key) for c in candidates]
     settings = [p.model_dump(mode="json") for p in planned.profiles]
-    return (
-        [p.settings for p in earlier.profiles] == settings
-        and all([(v.name, v.key) for v in p.variants] == wanted for p in earlier.profiles)
-        and earlier.environment.get("cpu") == environment().get("cpu")
-    )
+    if [p.settings for p in earlier.profiles] != settings or earlier.environment.get("cpu") != environment().get("cpu"):
+        return False
+    for measured, profile in zip(earlier.profiles, planned.profiles, strict=True):
+        found = [(v.name, v.key) for v in measured.variants]
+        wanted = [(c.name, c.key, c.branch in ("", profile.scheme)) for c in arranged(candidates, profile)]
+        # Another profile's file may have been left out.
+        if [(name, key) for name, key, own in wanted if own or (name, key) in found] != found:
+            return False
+    return True
 
 
 def open_run(directory: str | Path) -> Plan:
@@ -216,6 +221,7 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
     recipe = load_recipe(directory / "recipe.toml")
     planned = plan(recipe, directory)
     found = {s.name: s.directory for s in planned.steps if s.done and (kinds is None or s.stage.kind in kinds)}
+    forks = {s.group: [t.name for t in planned.steps if t.group == s.group] for s in planned.steps if s.scheme}
     whole = any(name != "teacher" for name in found)
     for name, beside in _made_alone(directory, kinds, planned):
         if not (whole and name in found):
@@ -223,6 +229,10 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
             found[name] = beside
     steps = [s.name for s in planned.steps if s.name in found]
     name = stage if colon else steps[-1] if whole else next(reversed(found), "")
+    fork = next((names for group, names in forks.items() if stage == group or (not colon and name in names)), None)
+    if fork is not None and name not in (found if colon else ()):
+        what = f"{directory} goes on from there for several quantization schemes"
+        raise UsageError(what, where="SOURCE", hint=f"name one: {' or '.join(f'{directory}:{n}' for n in fork)}")
     if name not in found:
         what = f"stage {stage!r} of {directory} is not there" if colon else f"nothing to go on from in {directory}"
         hint = f"edgekd run {directory / 'recipe.toml'} -o {directory}"
@@ -233,10 +243,16 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
 
 def _made_alone(directory: Path, kinds: Sequence[str] | None, planned: Plan) -> list[tuple[str, Path]]:
     """Artifacts in a run that its recipe does not name (a single step made them), newest last."""
-    keys = {s.key for s in planned.steps}
+    own = {s.directory.name for s in planned.steps}
     manifests = sorted(directory.glob(f"*/{MANIFEST}"), key=lambda m: m.stat().st_mtime)
-    others = [a for m in manifests if (a := Artifact.open(m.parent, verify=False)).key not in keys]
-    return [(a.manifest.kind, a.path) for a in others if kinds is None or a.manifest.kind in kinds]
+    others = [Artifact.open(m.parent, verify=False) for m in manifests if m.parent.name not in own]
+    return [(_called(a), a.path) for a in others if kinds is None or a.manifest.kind in kinds]
+
+
+def _called(artifact: Artifact) -> str:
+    """`quantize`, or `quantize.trt-s8s8` where one command made several."""
+    ending = ending_of(artifact) if made_for(artifact) is not None else ""
+    return f"{artifact.manifest.kind}.{ending}" if ending else artifact.manifest.kind
 
 
 def _teacher_of(artifact: Artifact) -> Artifact | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from .artifact import Artifact, write_atomically
 from .bench import (
+    Latency,
     Lineage,
     ProfileResults,
     Results,
@@ -26,10 +27,12 @@ from .bench import (
     environment,
     evaluate,
     footprint_of,
+    kernels_differ,
     layer_times,
     mcnemar,
     measure_latency,
     noise,
+    not_here,
     offline,
     others_busy,
     packed,
@@ -40,14 +43,15 @@ from .bench import (
     unsteadiness,
 )
 from .data import Dataset
-from .errors import UsageError
+from .errors import StageError, UsageError
+from .forks import made_for
 from .onnx_file import optimised_layers, stored_bytes
 from .profile import Profile
 from .runtimes import Feed, Session, open_session
 from .stages.export import write_onnx
 from .tasks import Task
 
-__all__ = ["Candidate", "candidate_of", "lineage_of", "measure"]
+__all__ = ["Candidate", "arranged", "candidate_of", "lineage_of", "measure"]
 
 Array = np.ndarray[Any, Any]
 #: How many the scenario `offline` has at once.
@@ -58,15 +62,33 @@ MAX_CONFUSION_CLASSES = 100
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model file to measure, and the artifact it comes from (None: somebody else's file)."""
+    """A model file to measure, and the artifact it comes from (None: somebody else's file).
+
+    `branch` is the scheme whose branch of a fork it stands on.
+    """
 
     name: str
     file: Path
     artifact: Artifact | None
+    branch: str = ""
 
     @property
     def key(self) -> str:
         return self.artifact.key if self.artifact else ""
+
+    @property
+    def scheme(self) -> str | None:
+        """The quantization scheme it was made for; None for a float network, and where it is not known."""
+        return self.branch or (made_for(self.artifact) if self.artifact else None)
+
+
+def arranged(candidates: Sequence[Candidate], profile: Profile) -> list[Candidate]:
+    """In their order, but with this profile's own file last: the other branches of a fork stand before its own."""
+    own = [c for c in candidates if c.branch in ("", profile.scheme)]
+    at = next((i for i, c in enumerate(own) if c.branch), None)
+    if at is None:
+        return list(candidates)
+    return [*own[:at], *(c for c in candidates if c not in own), *own[at:]]
 
 
 def candidate_of(artifact: Artifact, name: str, data: Dataset, opset: int, cache: Path) -> Candidate:
@@ -118,7 +140,8 @@ def measure(
 ) -> Results:
     """Accuracy on the whole test split, latency interleaved, throughput, memory and size of every candidate.
 
-    The first candidate is the one that others are compared with. Without `data` there is no accuracy, and inputs are
+    The first candidate is the one that others are compared with. A profile whose device is not this machine gets what
+    does not depend on it, and no time. Without `data` there is no accuracy, and inputs are
     random. `settled(profile, samples)` ends the rounds of a profile early (default: its protocol's precision); `brief`
     leaves out throughput and time per layer. Raises UsageError or StageError (a file that does not load, a runtime
     that fails).
@@ -127,10 +150,14 @@ def measure(
     judged = {c.name: _accuracy(c, data, emit) for c in candidates} if data is not None else {}
     rows, raw = [], {}
     for profile in profiles:
-        emit({"event": "bench", "profile": profile.name, "done": 0, "total": profile.protocol.rounds})
-        enough = partial(settled, profile.name) if settled is not None else None
-        found, raw[profile.name] = _on_profile(candidates, profile, data, task, judged, emit, enough, brief)
-        rows.append(found)
+        ordered, timed, elsewhere = arranged(candidates, profile), _Timed(), not_here(profile, surroundings)
+        if elsewhere is None:
+            enough = partial(settled, profile.name) if settled is not None else None
+            ordered, timed = _timed(ordered, profile, data, emit, enough, brief)
+            raw[profile.name] = timed.samples
+        else:
+            emit({"event": "elsewhere", "profile": profile.name, "why": elsewhere})
+        rows.append(_results(ordered, profile, timed, elsewhere, data, task, judged, surroundings))
     if samples is not None:
         write_atomically(samples, json.dumps({"unit": "ms", "profiles": _rounded(raw)}) + "\n")
     return Results(
@@ -172,29 +199,45 @@ def _normaliser(data: Dataset) -> Callable[[Array], Array]:
     return apply
 
 
-def _on_profile(
+@dataclass(frozen=True)
+class _Timed:
+    """What a profile's session found, by the candidates' names; empty where there was none."""
+
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    extras: dict[str, dict[str, Any]] = field(default_factory=dict)
+    samples: Samples = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def _timed(
     candidates: Sequence[Candidate],
     profile: Profile,
     data: Dataset | None,
-    task: Task,
-    judged: dict[str, Array],
     emit: Callable[[dict[str, Any]], None],
     settled: Callable[[Samples], bool] | None,
     brief: bool,
-) -> tuple[ProfileResults, Samples]:
+) -> tuple[list[Candidate], _Timed]:
+    """The candidates that this runtime runs, and their figures; only other profiles' files may be left out."""
     protocol, threads = profile.protocol, profile.threads
     surroundings = environment()
 
     def progress(done: int, total: int) -> None:
         emit({"event": "bench", "profile": profile.name, "done": done, "total": total})
 
+    progress(0, protocol.rounds)
     with pinned(profile.affinity, f"profile {profile.name}: affinity"):
+        sessions: dict[str, Session] = {}
+        refused = []
+        for candidate in candidates:
+            try:
+                sessions[candidate.name] = open_session(candidate.file, runtime=profile.runtime, threads=threads)
+            except (UsageError, StageError) as error:
+                if candidate.branch in ("", profile.scheme):
+                    raise
+                what = f"{candidate.name}, made for another profile, does not run in {profile.runtime} and is left out"
+                refused.append(f"{what}: {error.problem.what}")
+        candidates = [c for c in candidates if c.name in sessions]
         files = {c.name: c.file for c in candidates}
-
-        def opened(name: str) -> Session:
-            return open_session(files[name], runtime=profile.runtime, threads=threads)
-
-        sessions = {name: opened(name) for name in files}
         feeds = {name: _feed(session, data, protocol.batch) for name, session in sessions.items()}
         others = others_busy()
         measured = measure_latency(
@@ -202,7 +245,7 @@ def _on_profile(
             feeds,
             protocol,
             threads,
-            reopen=opened,
+            reopen=lambda name: open_session(files[name], runtime=profile.runtime, threads=threads),
             settled=settled,
             energy=energy_counter(),
             progress=progress,
@@ -216,30 +259,46 @@ def _on_profile(
             extras.setdefault(candidate.name, {}).update(found._asdict())
             if not brief and profile.runtime == "onnxruntime":
                 extras[candidate.name]["layer_times"] = layer_times(candidate.file, feeds[candidate.name], threads)
-    first, latencies = candidates[0], measured.latencies
+    warnings = [*refused, *filter(None, [kernels_differ(profile, surroundings)])]
+    warnings += [*disturbances(surroundings, busy or 0.0), *unsteadiness(measured.latencies, protocol)]
+    return candidates, _Timed(measured.latencies, extras, measured.samples, warnings)
+
+
+def _results(
+    candidates: Sequence[Candidate],
+    profile: Profile,
+    timed: _Timed,
+    elsewhere: str | None,
+    data: Dataset | None,
+    task: Task,
+    judged: dict[str, Array],
+    surroundings: dict[str, Any],
+) -> ProfileResults:
+    first, latencies = candidates[0], timed.latencies
     variants = [
         Variant(
             name=candidate.name,
             key=candidate.key,
             file=str(candidate.file),
+            scheme=candidate.scheme,
             **_judged(candidate, first, data, task, judged),
-            latency=latencies[candidate.name],
-            speedup=speedup(latencies[first.name], latencies[candidate.name]),
-            **_described(candidate),
-            **extras[candidate.name],
+            latency=latencies.get(candidate.name),
+            speedup=speedup(latencies[first.name], latencies[candidate.name]) if latencies else None,
+            **_described(candidate, elsewhere is None),
+            **timed.extras.get(candidate.name, {}),
         )
         for candidate in candidates
     ]
-    results = ProfileResults(
+    return ProfileResults(
         profile=profile.name,
-        device=str(surroundings.get("cpu", profile.description)),
+        device=profile.description if elsewhere else str(surroundings.get("cpu", profile.description)),
         runtime=f"{profile.runtime} {surroundings['versions'].get(profile.runtime, '')}".strip(),
         settings=profile.model_dump(mode="json"),
         rounds=min((len(found.round_p50) for found in latencies.values()), default=0),
         variants=variants,
-        warnings=[*disturbances(surroundings, busy or 0.0), *unsteadiness(latencies, protocol)],
+        warnings=timed.warnings,
+        elsewhere=elsewhere,
     )
-    return results, measured.samples
 
 
 def _extras(sessions: dict[str, Session], profile: Profile, data: Dataset | None) -> dict[str, dict[str, Any]]:
@@ -295,7 +354,8 @@ def _judged(
     return found
 
 
-def _described(candidate: Candidate) -> dict[str, Any]:
+def _described(candidate: Candidate, here: bool) -> dict[str, Any]:
+    """What the file is. Which of its layers are fused is a matter of the device."""
     layers = optimised_layers(candidate.file)
     metrics = candidate.artifact.manifest.metrics if candidate.artifact else {}
     return {
@@ -303,7 +363,7 @@ def _described(candidate: Candidate) -> dict[str, Any]:
         "size_mb": stored_bytes(candidate.file) / 1e6,
         "parameters": metrics.get("parameters"),
         "macs": metrics.get("macs"),
-        "layers": layers,
+        "layers": layers if here else {},
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from . import ranks
 from .artifact import MANIFEST, Artifact, writing
 from .errors import UsageError
-from .pipeline import plan, run_steps
+from .pipeline import Plan, plan, run_steps
 from .recipe import Component, Recipe, apply_override, parse_recipe
 from .runs import Source, find_source
 
@@ -36,8 +36,8 @@ def run_single(
     overrides: Sequence[str],
     out: Path | None,
     emit: Callable[[dict[str, Any]], None],
-) -> Artifact:
-    """Run one stage and return its artifact.
+) -> list[Artifact]:
+    """Run one stage and return its artifact: one, or one per quantization scheme.
 
     The recipe's code does the work: a network with weights becomes a run of two stages in `out` (default:
     `runs/NAME-STAGE`); an artifact gets its new sibling in its own run, or in `out` with a copy of the teacher, so
@@ -55,7 +55,7 @@ def run_single(
     if model is not None:
         recipe = _recipe_for(model, weights, data, stage, args, general)
         planned = plan(recipe, out or Path("runs") / recipe.name)
-        return run_steps(planned, emit)[-1]
+        return _made(planned, emit)
     assert source is not None
     found = find_source(source, KINDS[stage])
     recipe = _recipe_beside(found, source, data, general)
@@ -65,7 +65,14 @@ def run_single(
     planned = plan(single, directory, source=found.artifact, teacher=teacher)
     if teacher is not None and teacher.path.parent != directory:
         ranks.from_first(lambda: _bring(teacher, directory))
-    return run_steps(planned, emit)[-1]
+    return _made(planned, emit)
+
+
+def _made(planned: Plan, emit: Callable[[dict[str, Any]], None]) -> list[Artifact]:
+    """The artifacts of a plan's last stage."""
+    made = run_steps(planned, emit)
+    last = planned.steps[-1].group
+    return [artifact for step, artifact in zip(planned.steps, made, strict=True) if step.group == last]
 
 
 def _bring(teacher: Artifact, directory: Path) -> None:

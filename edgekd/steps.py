@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256
 from .data import Dataset
 from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
+from .forks import Branch, branches, ending_of, fork_problems, made_for
 from .profile import Profile
 from .recipe import Component, Recipe
 from .registry import resolve, source_digests, validation_problems
@@ -20,6 +21,7 @@ from .stages import Context, Expert, Stage, Teaching
 from .stages.caches import Cache, cache_of, clashes
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.teaching import expert_of
+from .students import Choice, chosen_students
 
 __all__ = ["Step", "collect", "drafts", "steps"]
 
@@ -29,7 +31,11 @@ CLOSE = 0.02
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a plan. `parents` maps roles to the names of earlier steps or to artifacts from elsewhere."""
+    """One step of a plan. `parents` maps roles to the names of earlier steps or to artifacts from elsewhere.
+
+    Steps of one `group` are one stage of the recipe: the students of a fleet, which are run together, or a fork, one
+    step per quantization `scheme`, each with the `profiles` that want it.
+    """
 
     name: str
     stage: Stage
@@ -38,12 +44,20 @@ class Step:
     directory: Path
     parents: dict[str, str | Artifact]
     spec: ModelSpec | None
-    group: str = ""  # stages of one group (the students of a fleet) are run together
+    group: str
+    profiles: list[Profile]
+    scheme: str = ""
     cache: Cache | None = None
+    choice: Choice | None = None  # of a student that the recipe left to measurement
 
     @property
     def done(self) -> bool:
         return (self.directory / MANIFEST).is_file()
+
+    @property
+    def work(self) -> str:
+        """What is run at once, as events and trackers name it: a fleet's stage, or one step of a fork."""
+        return self.name if self.scheme else self.group
 
 
 def collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> Any:
@@ -106,32 +120,51 @@ class _Building:
         self.kinds: dict[str, str] = {}
         self.fleet: list[str] = []  # the students of the last distillation
         self.caches: dict[str, Cache] = {}
+        self.forks: dict[str, dict[str, str]] = {}  # stage -> scheme -> its step
+        self.choices: dict[str, list[Choice | None] | None] = {}  # stage -> its students'; None: not found
         self.last: str | None = None
         self.distilled = Teaching(DEFAULT_OBJECTIVES, Component(use="frozen"))
 
-    def find(self, name: str, where: str) -> str | Artifact:
-        """What a recipe names: an earlier stage, or an artifact's directory. Raises UsageError."""
+    def fork_before(self, stage: Any) -> dict[str, str]:
+        """The fork that a stage goes on from, as scheme -> step; empty where it is none."""
+        return self.forks.get(getattr(stage, "after", None) or self.last or "", {}) if _goes_on(stage) else {}
+
+    def scheme_before(self, stage: Any) -> tuple[str | None, str]:
+        """The scheme of the one quantized network that a stage goes on from, and what ends its name for it."""
+        after = getattr(stage, "after", None)
+        if not _goes_on(stage) or after is None:
+            alone = self.source if _goes_on(stage) and self.last is None else None
+            return (made_for(alone), ending_of(alone)) if alone is not None else (None, "")
+        return next((step.scheme for step in self.steps if step.name == after), None) or None, ""
+
+    def find(self, name: str, where: str, follows: Sequence[str] = (), scheme: str = "") -> str | Artifact:
+        """What a recipe names: an earlier stage, or an artifact's directory. Raises UsageError.
+
+        `follows`: kinds of artifacts without a float network that will do; `scheme` chooses among a fork's steps.
+        """
+        name = self.forks.get(name, {}).get(scheme, name)
         found: str | Artifact | None = name if name in self.specs else None
         if (Path(name) / MANIFEST).is_file() and found is None:
             found = Artifact.open(name)
         kind = found.manifest.kind if isinstance(found, Artifact) else self.kinds.get(name)
-        if kind in ("quantize", "export"):
+        if kind in ("quantize", "export") and kind not in follows:
             raise UsageError(f"{name} holds no float network", where=where, hint="name the stage before it")
         if found is not None:
             return found
         hint = nearest(name, self.specs) or f"there are: {', '.join(self.specs)}"
         raise UsageError(f"no earlier stage and no artifact {name!r}", where=where, hint=hint)
 
-    def parents(self, stage: Any, where: str) -> dict[str, str | Artifact]:
+    def parents(self, stage: Any, scheme: str, where: str) -> dict[str, str | Artifact]:
         """What a stage builds on, by role: `source`, `teacher`, `teacher.2`, ..., `start.NAME`. Raises RecipeError."""
         found: dict[str, str | Artifact] = {}
         if stage.kind == "teacher":
             return found
-        before: str | Artifact | None = self.last or self.source
+        last = self.forks.get(self.last or "", {}).get(scheme, self.last)
+        before: str | Artifact | None = last or self.source
         named = {f"start.{name}": (name, place) for name, place in getattr(stage, "starts", {}).items()}
         if getattr(stage, "after", None):
             named["source"], before = (stage.after, "after"), None
-        if before is not None and stage.kind != "average" and not getattr(stage, "fresh", False):
+        if before is not None and _goes_on(stage):
             found["source"] = before
         asked, place = (stage.heal, "heal.teacher") if hasattr(stage, "heal") else (stage, "teacher")
         for i, name in enumerate(getattr(asked, "teacher", None) or []):
@@ -140,7 +173,8 @@ class _Building:
             found |= {_teacher_role(i): one for i, one in enumerate(self._every_teacher())}
         problems: list[Problem] = []
         for role, (name, place) in named.items():
-            one = collect(problems, where, partial(self.find, name, f"{where}.{place}"))
+            follows = stage.follows if role == "source" else ()
+            one = collect(problems, where, partial(self.find, name, f"{where}.{place}", follows, scheme))
             if one is not None:
                 found[role] = one
         if problems:
@@ -191,36 +225,93 @@ def steps(
     source: Artifact | None,
     teacher: Artifact | None,
     problems: list[Problem],
+    emit: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Step]:
     """Every stage as a step, the students of a fleet as one each; what is wrong is added to `problems`."""
     made = _Building(source, teacher)
-    first = 0 if source is None else 1 + _position(source)
     for name, draft, where in drafted:
-        stage = draft.resolved(profiles, made.distilled)
-        if stage.kind == "average" and not stage.members:
-            stage = stage.model_copy(update={"members": list(made.fleet)})
-        parents = collect(problems, where, partial(made.parents, stage, where))
-        specs = _checked(stage, parents, made, recipe, data, profiles, where, problems) if parents is not None else []
-        students = getattr(stage, "names", [])
-        names = [f"{name}.{student}" for student in students] or [name]
-        taught_by = [made.key(parent) for role, parent in (parents or {}).items() if role.startswith("teacher")]
-        cache = cache_of(stage, taught_by, recipe, data, directory) if specs else None
-        if cache is not None:
-            place = f"{where}.{'heal.' if hasattr(stage, 'heal') else ''}source.directory"
-            if all(problem.where != place for problem in problems):  # by what lies there already
-                problems += clashes(cache, made.caches, place)
-            made.caches[name] = cache
-        for i, one in enumerate(names):
-            config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
-            keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
-            key = _key(config, keys, recipe, data, stage.inputs())
-            path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
-            spec = specs[i] if i < len(specs) else None
-            made.add(Step(one, stage, config, key, path, parents or {}, spec, group=name, cache=cache), data)
-        made.last = names[0]
-        if stage.kind == "distill":
-            made.distilled, made.fleet = stage.carried, names
+        draft = _chosen(made, name, draft, where, data, profiles, directory, problems, emit)
+        forked = branches(draft, made.fork_before(draft), *made.scheme_before(draft), profiles)
+        found = list(fork_problems(draft, forked, profiles, where))
+        for branch in forked:
+            _add(made, name, branch, where, recipe, data, directory, found)
+        problems += dict.fromkeys(found)  # what is wrong with every branch is told once
+        own = [step for step in made.steps if step.group == name]
+        if len(forked) > 1:
+            made.forks[name], made.kinds[name] = {step.scheme: step.name for step in own}, draft.kind
+        made.last = name if len(forked) > 1 else own[0].name
+        if draft.kind == "distill":
+            made.distilled, made.fleet = draft.carried, [step.name for step in own]
     return made.steps
+
+
+def _chosen(
+    made: _Building,
+    name: str,
+    draft: Any,
+    where: str,
+    data: Dataset,
+    profiles: list[Profile],
+    directory: Path,
+    problems: list[Problem],
+    emit: Callable[[dict[str, Any]], None] | None,
+) -> Any:
+    """A stage with networks in place of every `auto`. Nothing is measured for a recipe that is wrong already."""
+
+    def progress(done: int, total: int) -> None:
+        if emit is not None:
+            emit({"event": "bench", "profile": f"students of {name}", "done": done, "total": total})
+
+    teacher = made.spec(next(iter(made._every_teacher()), None))
+    choose = partial(chosen_students, draft, data, profiles, teacher, directory, where, measure=not problems)
+    found = collect(problems, where, partial(choose, progress=progress))
+    made.choices[name] = found[1] if found is not None else None
+    return found[0] if found is not None else draft
+
+
+def _add(
+    made: _Building,
+    name: str,
+    branch: Branch,
+    where: str,
+    recipe: Recipe,
+    data: Dataset,
+    directory: Path,
+    problems: list[Problem],
+) -> None:
+    """The steps of one branch of a stage: one, or the students of a fleet."""
+    stage = branch.stage.resolved(branch.profiles, made.distilled)
+    if stage.kind == "average" and not stage.members:
+        stage = stage.model_copy(update={"members": list(made.fleet)})
+    parents = collect(problems, where, partial(made.parents, stage, branch.scheme, where))
+    specs = []
+    if parents is not None and made.choices[name] is not None:
+        specs = _checked(stage, parents, made, recipe, data, branch.profiles, where, problems)
+    name_here = f"{name}.{branch.scheme}" if branch.scheme else name
+    students = getattr(stage, "names", [])
+    taught_by = [made.key(parent) for role, parent in (parents or {}).items() if role.startswith("teacher")]
+    cache = cache_of(stage, taught_by, recipe, data, directory) if specs else None
+    if cache is not None:
+        place = f"{where}.{'heal.' if hasattr(stage, 'heal') else ''}source.directory"
+        if all(problem.where != place for problem in problems):  # by what lies there already
+            problems += clashes(cache, made.caches, place)
+        made.caches[name_here] = cache
+    first = 0 if made.source is None else 1 + _position(made.source)
+    for i, one in enumerate([f"{name}.{student}" for student in students] or [name_here]):
+        config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
+        keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
+        key = _key(config, keys, recipe, data, stage.inputs())
+        path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
+        spec = specs[i] if i < len(specs) else None
+        choice = next(iter((made.choices[name] or [])[i:]), None)
+        belongs = (name, branch.profiles, branch.scheme)
+        step = Step(one, stage, config, key, path, parents or {}, spec, *belongs, cache, choice)
+        made.add(step, data)
+
+
+def _goes_on(stage: Any) -> bool:
+    """Whether a stage begins with the network of another one."""
+    return stage.kind not in ("teacher", "average") and not getattr(stage, "fresh", False)
 
 
 def _checked(

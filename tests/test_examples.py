@@ -120,7 +120,7 @@ def test_preprocessing_and_classes_travel(done: RunResult) -> None:
 
 
 def test_bytes_in_give_the_logits_of_normalised_floats(done: RunResult) -> None:
-    floats = run_single("export", f"{done.directory}:quantize", None, None, None, [], None, lambda event: None)
+    (floats,) = run_single("export", f"{done.directory}:quantize", None, None, None, [], None, lambda event: None)
     assert floats.manifest.inputs[0].dtype == "float32"
     images = own().data()["test"].tensors[0].numpy()
     normalised = (images.astype(np.float32) / 255 - 0.5) / 0.5

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .elsewhere import kernels_differ, not_here
 from .energy import energy_counter
-from .env import disturbances, environment, others_busy, same_machine
+from .env import INSTRUCTION_SETS, disturbances, environment, others_busy, same_machine
 from .evaluate import evaluate
 from .footprint import footprint_of
 from .layers import layer_times
@@ -15,6 +16,7 @@ from .side_by_side import noise, side_by_side
 from .stats import bootstrap_median_by_round, mcnemar, paired_drop, paired_ratio, speedup, unpaired_ratio, wilson
 
 __all__ = [
+    "INSTRUCTION_SETS",
     "Interval",
     "Latency",
     "Lineage",
@@ -31,10 +33,12 @@ __all__ = [
     "environment",
     "evaluate",
     "footprint_of",
+    "kernels_differ",
     "layer_times",
     "mcnemar",
     "measure_latency",
     "noise",
+    "not_here",
     "offline",
     "others_busy",
     "packed",

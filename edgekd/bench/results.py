@@ -91,6 +91,7 @@ class Variant(_Record):
     key: str
     file: str
     precision: str = Field(description="fp32, int8, ...")
+    scheme: str | None = Field(None, description="the quantization scheme it was made for; None: float, or not known")
     origin: Literal["measured", "compiled", "estimated"] = "measured"
     metrics: dict[str, float] = Field(default={}, description="the task's metrics on the whole test split; fractions")
     drop: Interval | None = Field(None, description="headline metric lost against the first variant, same images")
@@ -115,7 +116,11 @@ class Variant(_Record):
 
 
 class ProfileResults(_Record):
-    """All variants of a run on one profile; the first is the one that others are compared with."""
+    """All variants of a run on one profile.
+
+    The first is the one that others are compared with, the last this profile's file, which rules judge. Those made for
+    the schemes of other profiles stand before the ones of this profile's scheme.
+    """
 
     profile: str
     device: str
@@ -124,6 +129,13 @@ class ProfileResults(_Record):
     rounds: int
     variants: list[Variant]
     warnings: list[str] = Field(default=[], description="what disturbed this measurement, with what mends it")
+    elsewhere: str | None = Field(
+        None, description="why nothing was timed: this machine is not that device; accuracies are those here"
+    )
+
+    def foreign(self, variant: Variant) -> bool:
+        """Whether it was made for another scheme than this profile's."""
+        return variant.scheme not in (None, self.settings.get("scheme", variant.scheme))
 
 
 class Lineage(_Record):

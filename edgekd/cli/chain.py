@@ -81,13 +81,13 @@ def run_recipe(
     from ..report import render
     from ..screen import note, watching
 
-    made: list[str] = []
+    made: list[tuple[str, str]] = []
 
     with watching(as_json) as emit:
 
         def watch(event: dict[str, Any]) -> None:
             if event["event"] == "stage":
-                made.append(event["path"])
+                made.append((event["stage"], event["path"]))
             emit(event)
 
         command = shlex.join(["edgekd", *sys.argv[1:]])
@@ -105,7 +105,8 @@ def run_recipe(
             raise typer.Exit(done.exit_code if done is not None else 0)
         if done is None:
             if not as_json:
-                print_text(made[-1])
+                last = until or made[-1][0]
+                print_text("\n".join(path for stage, path in made if stage == last or stage.startswith(f"{last}.")))
             return
         if as_json:
             verdicts = [v.model_dump(mode="json") for v in done.verdicts]
@@ -130,9 +131,11 @@ def check(
     """
     from ..pipeline import plan, summarise, teacher_caches
     from ..recipe import load_recipe
+    from ..screen import watching
 
     loaded = load_recipe(recipe, overrides)
-    planned = plan(loaded, out)
+    with watching(False) as emit:
+        planned = plan(loaded, out, emit=emit)
     space = None
     if loaded.search is not None:
         from ..search import prepare
@@ -154,8 +157,12 @@ def check(
     counts = [len(split) for split in (planned.data.train, planned.data.validation, planned.data.test)]
     print_text(f"{planned.recipe.name}: {len(planned.data.classes)} classes, {size}")
     print_text("images: {:,} training, {:,} validation, {:,} test".format(*counts))
+    wide = max(12, *(len(row["stage"]) for row in rows))
     for row in rows:
-        print_text(f"  {row['stage']:<12} {'complete' if row['done'] else 'to do':<9} {row['directory']}")
+        print_text(f"  {row['stage']:<{wide}} {'complete' if row['done'] else 'to do':<9} {row['directory']}")
+    for step in planned.steps:
+        if step.choice is not None:
+            print_text(f"student of {step.name}: {step.choice.text}")
     for cache in caches:
         missing, whole = cache["missing_bytes"] / 1e6, cache["bytes"] / 1e6
         state = "is there" if not missing else "to build" if missing == whole else f"{missing:.3f} MB of it to build"

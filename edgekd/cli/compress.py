@@ -124,8 +124,9 @@ def _single(
     from ..single import run_single
 
     with watching(False) as emit:
-        artifact = run_single(stage, source, model, weights, data, overrides, out, emit)
+        made = run_single(stage, source, model, weights, data, overrides, out, emit)
     if as_json:
-        print_json({"path": str(artifact.path), "manifest": artifact.manifest.model_dump(mode="json")})
+        rows = [{"path": str(a.path), "manifest": a.manifest.model_dump(mode="json")} for a in made]
+        print_json(rows[0] if len(rows) == 1 else {"artifacts": rows})
     else:
-        print_text(str(artifact.path))
+        print_text("\n".join(str(a.path) for a in made))

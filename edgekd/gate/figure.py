@@ -229,6 +229,7 @@ def unit_of(rule: RuleFor) -> Unit:
     if rule.metric.startswith("latency."):
         return "ms" if rule.bound == "max" else "x"
     units: dict[str, Unit] = {
-        "agreement": "percent", "size_mb": "MB", "peak_memory_mb": "MB", "load_ms": "ms", "energy_mj": "mJ"
+        "agreement": "percent", "size_mb": "MB", "peak_memory_mb": "MB", "load_ms": "ms", "energy_mj": "mJ",
+        "parameters": "count", "macs": "count", "accuracy": "points" if rule.bound == "drop" else "percent",
     }  # fmt: skip
-    return units.get(rule.metric, "count")
+    return units.get(rule.metric, "number")

@@ -53,7 +53,7 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
     if chosen is None:
         known = [v.name for v in profile.variants]
         raise UsageError(f"no variant {name!r} on {profile.profile}", where="gate", hint=nearest(str(name), known))
-    figure = figure_of(results, profile, chosen, rule, baseline)
+    figure = figure_of(results, profile, chosen, rule, baseline) if _known_here(profile, rule) else None
     smaller_is_better = rule.bound in ("max", "drop", "regress")
     low = high = hint = None
     verdict: Literal["pass", "fail", "inconclusive"] = "inconclusive"
@@ -62,7 +62,9 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
         samples = chosen.latency.samples if chosen.latency else 0
         shown = f"not known: {samples} samples are too few for {rule.metric.partition('.')[2]}"
         hint = "raise rounds or block_s in the profile's [protocol]"
-        if rule.bound == "regress" and baseline is None:
+        if not _known_here(profile, rule):
+            shown, hint = f"not known: {profile.elsewhere}", _there(profile.profile)
+        elif rule.bound == "regress" and baseline is None:
             shown, hint = "not known: no baseline to compare with", "name one: edgekd gate RUN --baseline PATH"
     else:
         low, high = figure.low, figure.high
@@ -105,6 +107,15 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
     )
 
 
+def _known_here(profile: ProfileResults, rule: RuleFor) -> bool:
+    """Whether what a rule looks at was measured on the device, or is in the file, which is the same everywhere."""
+    return profile.elsewhere is None or rule.metric in ("size_mb", "parameters", "macs")
+
+
+def _there(profile: str) -> str:
+    return f"copy the run to that device and measure it there: edgekd bench RUN --profile {profile}"
+
+
 def _decide(figure: Figure, limit: float, smaller_is_better: bool) -> Literal["pass", "fail", "inconclusive"]:
     low, high = figure.value, figure.value
     if figure.by_interval and figure.low is not None and figure.high is not None:
@@ -125,7 +136,8 @@ def _mend(results: Results, profile: ProfileResults, chosen: Variant, rule: Rule
         ratio = figure.value / rule.limit if rule.bound == "max" else rule.limit / max(figure.value, TOLERANCE)
         return f"{ratio:.2f}x to go: prune further, or distil into a smaller student"
     metric = results.headline if rule.metric not in chosen.metrics else rule.metric
-    steps = profile.variants[: profile.variants.index(chosen) + 1]
+    steps = [v for v in profile.variants if v is chosen or not profile.foreign(v)]
+    steps = steps[: steps.index(chosen) + 1]
     sign = -1 if is_lower_better(metric, results) else 1
     losses = [
         (sign * (before.metrics[metric] - after.metrics[metric]), after.name)

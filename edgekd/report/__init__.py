@@ -50,11 +50,12 @@ def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) ->
 
 
 def as_json(results: Results, verdicts: Sequence[VerdictLike]) -> str:
-    """`{schema_version, results, verdicts}`: results.json and gate.json as one document."""
+    """`{schema_version, results, verdicts, files}`: results.json and gate.json, and which file is each profile's."""
     keys = ("profile", "variant", "rule", "verdict", "limit", "allowed", "found", "low", "high", "shown", "hint")
     table = {
         "schema_version": SCHEMA,
         "results": json.loads(results.model_dump_json()),
         "verdicts": [{key: getattr(v, key) for key in keys} for v in verdicts],
+        "files": {p.profile: p.variants[-1].file for p in results.profiles if p.variants},
     }
     return json.dumps(table, indent=1, ensure_ascii=False) + "\n"

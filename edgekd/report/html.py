@@ -108,7 +108,11 @@ def _plots(profile: ProfileView, quality: Quality) -> list[tuple[str, Markup]]:
         value = quality.of(variant)
         if variant.latency is None or value is None or not variant.latency.p50.value > 0:
             continue
-        p50, last = variant.latency.p50, variant is profile.variants[-1]
+        p50, role = variant.latency.p50, "other" if row.foreign else "step"
+        if variant is profile.variants[-1]:
+            role = "final"
+        elif variant is profile.variants[0]:
+            role = "teacher"
         marks.append(
             svg.Mark(
                 variant.name,
@@ -117,7 +121,7 @@ def _plots(profile: ProfileView, quality: Quality) -> list[tuple[str, Markup]]:
                 value,
                 (p50.low, p50.high),
                 _paired(profile, quality, variant.drop.low, variant.drop.high) if variant.drop else None,
-                "final" if last else "teacher" if variant is profile.variants[0] else "step",
+                role,
             )
         )
     if len(marks) < 2:

@@ -91,6 +91,7 @@ class ProfileView:
     profile: str
     measured: str
     sentence: str
+    file: str
     tiles: list[Tile]
     variants: list[Variant]
     rows: list[Row]
@@ -159,16 +160,19 @@ NONE_TEXT = {"None": f.NONE, "True": "yes", "False": "no"}
 
 def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike]) -> ProfileView:
     variants = profile.variants
-    rows = table_rows(variants, quality)
+    # What was made for other profiles is no stage on the way to this one's file.
+    way = [v for v in variants if v is variants[-1] or not profile.foreign(v)]
+    rows = table_rows(profile, quality)
     return ProfileView(
         profile=profile.profile,
         measured=_measured(profile),
         sentence=_sentence(variants, quality) if variants else "nothing was measured",
+        file=_file(profile) if len(variants) > 1 else "",
         tiles=_tiles(variants, quality) if variants else [],
         variants=variants,
         rows=rows,
         groups=table_columns(rows, quality),
-        waterfalls=_waterfalls(variants, quality) if len(variants) > 1 else [],
+        waterfalls=_waterfalls(way, quality) if len(way) > 1 else [],
         budgets=_budgets(variants, quality, verdicts) if variants else [],
         verdicts=verdicts,
         status=_status(verdicts),
@@ -179,6 +183,8 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
 
 
 def _measured(profile: ProfileResults) -> str:
+    if profile.elsewhere is not None:
+        return f"not measured here: {profile.elsewhere}; accuracies are those of this machine"
     latencies = [v.latency for v in profile.variants if v.latency]
     parts = [profile.device, profile.runtime]
     if latencies:
@@ -187,6 +193,13 @@ def _measured(profile: ProfileResults) -> str:
         parts += [f"{profile.rounds} rounds interleaved"]
     origins = sorted({v.origin for v in profile.variants}) or ["measured"]
     return f"{' and '.join(origins)} on " + " · ".join(parts)
+
+
+def _file(profile: ProfileResults) -> str:
+    """Which file is this profile's."""
+    last = profile.variants[-1]
+    wanted = f", made for {last.scheme} and not for {profile.settings['scheme']}" if profile.foreign(last) else ""
+    return f"{last.name}{wanted}: {last.file}"
 
 
 def faster(speedup: float) -> str:

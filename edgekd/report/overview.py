@@ -43,7 +43,8 @@ def overview(profiles: Sequence[ProfileView], quality: Quality, size: tuple[int,
                 parts.append(line(x(budget.at), bottom, x(budget.at), top, f"series limit {css}"))
             elif budget.axis == "quality" and y.inside(budget.at):
                 parts.append(line(left, y(budget.at), right, y(budget.at), f"series limit {css}"))
-        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for _, a, b, _ in points)
+        foreign = {row.name for row in profile.rows if row.foreign and not row.final}
+        path = " ".join(f"{x(a):.1f},{y(b):.1f}" for name, a, b, _ in points if name not in foreign)
         parts.append(f'<polyline points="{path}" class="series {css}"/>')
         for name, a, b, front in points:
             title = f"<title>{escape(profile.profile)}: {escape(name)}</title>"

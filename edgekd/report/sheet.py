@@ -24,7 +24,9 @@ def as_csv(results: Results) -> str:
     """
     rows = [
         {"run": results.name, "profile": p.profile, "device": p.device, "runtime": p.runtime, "rounds": p.rounds}
+        | ({"elsewhere": p.elsewhere} if p.elsewhere is not None else {})
         | _flat(_of(v))
+        | {"scheme": v.scheme, "final": v is p.variants[-1]}
         for p in results.profiles
         for v in p.variants
     ]

@@ -19,7 +19,10 @@ __all__ = ["Mark", "Scale", "curve", "label", "line", "scatter", "shorten", "tex
 
 @dataclass(frozen=True)
 class Mark:
-    """A variant in the plot: x is the median latency in ms, y the headline metric, each with its interval."""
+    """A variant in the plot: x is the median latency in ms, y the headline metric, each with its interval.
+
+    `role`: teacher, step or final, which are joined; other: made for another profile.
+    """
 
     name: str
     detail: str
@@ -128,7 +131,8 @@ def scatter(marks: Sequence[Mark], budgets: Sequence[Budget], quality: Quality, 
     parts.append(
         text(right, height - 8, f"latency p50, ms{' (log scale)' if log else ''}: faster is left", "axis-name", "end")
     )
-    parts += _path(marks, x, y)
+    way = [m for m in marks if m.role != "other"]
+    parts += _path(way, x, y)
     for m in marks:
         if m.x_interval:
             parts.append(line(x(m.x_interval[0]), y(m.y), x(m.x_interval[1]), y(m.y), "whisker"))
@@ -140,7 +144,7 @@ def scatter(marks: Sequence[Mark], budgets: Sequence[Budget], quality: Quality, 
         parts.append(f'<circle cx="{x(m.x):.1f}" cy="{y(m.y):.1f}" r="{radius}" class="mark {m.role}">{title}</circle>')
     lines = [_Box(x(b.at) - 2, top, x(b.at) + 2, bottom) for b in budgets if b.axis == "latency"]
     lines += [_Box(left, y(b.at) - 2, right, y(b.at) + 2) for b in budgets if b.axis == "quality"]
-    parts += _labels(marks, x, y, _Box(left, top - 8, right, bottom), lines, detailed=width >= 500)
+    parts += _labels(marks, way, x, y, _Box(left, top - 8, right, bottom), lines, detailed=width >= 500)
     told = label(f"{quality.name} against latency: " + "; ".join(f"{m.name} {m.detail}" for m in marks))
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
 
@@ -202,14 +206,16 @@ def _path(marks: Sequence[Mark], x: Scale, y: Scale) -> list[str]:
     return parts
 
 
-def _labels(marks: Sequence[Mark], x: Scale, y: Scale, plot: _Box, lines: Sequence[_Box], detailed: bool) -> list[str]:
+def _labels(
+    marks: Sequence[Mark], way: Sequence[Mark], x: Scale, y: Scale, plot: _Box, lines: Sequence[_Box], detailed: bool
+) -> list[str]:
     """Each name beside its mark, on the side where it covers least."""
     taken = [*lines]
     taken += [_Box(x(m.x) - 8, y(m.y) - 8, x(m.x) + 8, y(m.y) + 8) for m in marks]
     for m in marks:
         if m.y_interval:
             taken.append(_Box(x(m.x) - 2, y(m.y_interval[1]), x(m.x) + 2, y(m.y_interval[0])))
-    for a, b in pairwise(marks):
+    for a, b in pairwise(way):
         for i in range(1, 24):
             px, py = (x(a.x) + (x(b.x) - x(a.x)) * i / 24, y(a.y) + (y(b.y) - y(a.y)) * i / 24)
             taken.append(_Box(px - 3, py - 3, px + 3, py + 3))

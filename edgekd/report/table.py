@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..bench.results import Interval, Variant
+from ..bench.results import Interval, ProfileResults, Variant
 from . import figures as f
 
 __all__ = [
@@ -51,6 +51,7 @@ COLUMNS: list[Group] = [
             ("load", "load", "ms"),
             ("energy", "energy", "mJ"),
             ("layers", "layers", "int8 / float"),
+            ("scheme", "scheme", ""),
         ],
     ),
 ]
@@ -92,17 +93,22 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of the table."""
+    """One variant of the table. `foreign`: made for another profile's quantization scheme."""
 
     name: str
     tags: list[str]
     cells: dict[str, Cell]
     final: bool
+    foreign: bool
 
 
-def table_rows(variants: Sequence[Variant], quality: Quality) -> list[Row]:
+def table_rows(profile: ProfileResults, quality: Quality) -> list[Row]:
     """One row a variant, compared with the first; those that no other beats are tagged."""
-    rows = [_row(v, variants[0], quality, final=len(variants) > 1 and v is variants[-1]) for v in variants]
+    variants = profile.variants
+    rows = []
+    for v in variants:
+        final = len(variants) > 1 and v is variants[-1]
+        rows.append(_row(v, variants[0], quality, final=final, foreign=profile.foreign(v)))
     front = _front(variants, quality)
     for row in rows:
         if row.name in front and len(front) < len(rows):
@@ -124,7 +130,7 @@ def table_columns(rows: Sequence[Row], quality: Quality) -> list[Group]:
     return groups
 
 
-def _row(v: Variant, first: Variant, quality: Quality, *, final: bool) -> Row:
+def _row(v: Variant, first: Variant, quality: Quality, *, final: bool, foreign: bool) -> Row:
     value = quality.of(v)
     latency = v.latency
     best = max(v.throughput.items(), key=lambda item: item[1].value, default=None)
@@ -149,8 +155,9 @@ def _row(v: Variant, first: Variant, quality: Quality, *, final: bool) -> Row:
         "macs": _cell(v.macs, f.compact),
         "memory": _cell(v.peak_memory_mb, lambda x: f.fixed(x, 0)),
         "layers": Cell(f"{int8} / {other}") if v.layers else Cell(f.NONE),
+        "scheme": Cell(v.scheme or f.NONE, "another profile's" if foreign else ""),
     }
-    return Row(v.name, [v.precision, *([v.origin] if v.origin != "measured" else [])], cells, final)
+    return Row(v.name, [v.precision, *([v.origin] if v.origin != "measured" else [])], cells, final, foreign)
 
 
 def _cell(value: float | None, text: Callable[[float], str]) -> Cell:

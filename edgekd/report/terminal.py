@@ -6,7 +6,7 @@ from .model import Page, ProfileView
 
 __all__ = ["terminal"]
 
-COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers")
+COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers", "scheme")
 
 
 def terminal(page: Page) -> str:
@@ -27,4 +27,5 @@ def _profile(p: ProfileView) -> str:
         )
         for cells in table
     ]
-    return "\n".join([f"{p.profile} · {p.measured}", *lines, p.sentence])
+    file = [f"its file: {p.file}"] if p.file else []
+    return "\n".join([f"{p.profile} · {p.measured}", *lines, p.sentence, *file])

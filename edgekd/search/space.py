@@ -80,15 +80,15 @@ def prepare(recipe: Recipe, directory: Path | None = None, fields: Sequence[str]
             common = common[: next((i for i, equal in enumerate(same) if not equal), len(common))]
     if problems:
         raise RecipeError(problems)
-    several = sum(s.group == step.group for s in base.steps) > 1
-    student = step.name.removeprefix(f"{step.group}.")
+    several = sum(s.work == step.work for s in base.steps) > 1
+    student = step.name.removeprefix(f"{step.work}.")
     return Space(
         recipe=bare,
         search=search,
         data=base.data,
         directory=base.directory,
         stage=step.name,
-        group=step.group,
+        group=step.work,
         epochs=_epochs(step.stage),
         shared=common[-1].name if common else None,
         metric=metric,
