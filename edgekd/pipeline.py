@@ -17,13 +17,14 @@ import numpy as np
 from . import ranks
 from .artifact import Artifact, locked, write_atomically
 from .data import Dataset, augmentations, forget_streams, load
+from .drafts import collect, drafts
 from .errors import Problem, RecipeError, StageError, UsageError, nearest
 from .gate import OWN_METRICS, parse_rules
 from .profile import Profile, load_profile
 from .recipe import Recipe, to_toml
 from .registry import load_plugin, resolve
 from .stages import Workspace
-from .steps import Step, collect, drafts, steps
+from .steps import Step, steps
 from .tasks import Task, make_task
 from .tracking import missing_trackers
 

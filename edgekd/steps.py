@@ -1,4 +1,4 @@
-"""From a recipe's stages to steps: in order, checked, keyed, each with what it builds on."""
+"""From a recipe's stages to steps: checked, keyed, each with what it builds on."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256
 from .data import Dataset
-from .errors import EdgekdError, Problem, RecipeError, UsageError, nearest
+from .drafts import collect
+from .errors import Problem, RecipeError, UsageError, nearest
 from .forks import Branch, branches, ending_of, fork_problems, made_for
 from .profile import Profile
 from .recipe import Component, Recipe
-from .registry import resolve, source_digests, validation_problems
+from .registry import source_digests
 from .stages import Context, Expert, Stage, Teaching
 from .stages.caches import Cache, cache_of, clashes
 from .stages.distill import DEFAULT_OBJECTIVES
 from .stages.teaching import expert_of
 from .students import Choice, chosen_students
 
-__all__ = ["Step", "collect", "drafts", "steps"]
+__all__ = ["Step", "steps"]
 
 #: How far means and standard deviations of images in [0, 1] may lie apart: those of another draw of the same data do.
 CLOSE = 0.02
@@ -58,54 +57,6 @@ class Step:
     def work(self) -> str:
         """What is run at once, as events and trackers name it: a fleet's stage, or one step of a fork."""
         return self.name if self.scheme else self.group
-
-
-def collect(problems: list[Problem], where: str, call: Callable[[], Any]) -> Any:
-    """The call's result, or None with its errors added to `problems`."""
-    try:
-        return call()
-    except EdgekdError as error:
-        problems += [p if p.where else Problem(where, p.what, p.hint) for p in error.problems]
-        return None
-
-
-def drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> Iterator[tuple[str, Any, str]]:
-    """Validated stage configs with their names and places; order is checked here."""
-    entries = []
-    if source is None:
-        several = len(recipe.teacher) > 1
-        for i, teacher in enumerate(recipe.teacher):
-            place = f"teacher[{i}]" if several else "teacher"
-            entries.append(("teacher", {k: v for k, v in teacher.items() if k != "use"}, place))
-    entries += [(entry.use, entry.args, f"stage[{i}]") for i, entry in enumerate(recipe.stage)]
-    previous = source.manifest.kind if source is not None else None
-    kinds: dict[str, str] = {}
-    for use, args, where in entries:
-        config = collect(problems, where, partial(_config, use, args, where))
-        if config is None:
-            previous = None
-            continue
-        before = kinds.get(_stem(getattr(config, "after", None) or ""), previous)
-        if before is not None and before not in config.follows and not (use == before == "teacher"):
-            allowed = ", ".join(config.follows) or "nothing: it comes first"
-            problems.append(Problem(where, f"{use} cannot follow {before}", f"{use} may follow {allowed}"))
-        previous = use
-        name = use if use not in kinds else next(n for i in range(2, 1000) if (n := f"{use}-{i}") not in kinds)
-        kinds[name] = use
-        yield name, config, where
-
-
-def _stem(name: str) -> str:
-    """The stage of a student: `distill` of `distill.small`."""
-    return name.partition(".")[0]
-
-
-def _config(use: str, args: dict[str, Any], where: str) -> Any:
-    component, _ = resolve("stages", use, where)
-    try:
-        return component.model_validate(args)  # type: ignore[attr-defined]
-    except ValidationError as error:
-        raise RecipeError(validation_problems(error, where, component)) from error  # type: ignore[arg-type]
 
 
 class _Building:

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from ..artifact import FORMAT, digest
 from ..bench.compare import LOSSES
 from ..data import Dataset
+from ..drafts import collect
 from ..errors import EdgekdError, Problem, RecipeError, UsageError, nearest
 from ..pipeline import Plan, Step, plan
 from ..recipe import Axis, Recipe, Search, assign, parse_recipe, parse_value
 from ..registry import validation_problems
-from ..steps import collect
 
 __all__ = ["Space", "planned_with", "prepare", "recipe_with"]
 
