@@ -69,6 +69,8 @@ def line(event: Event) -> str | None:
             f"  on validation:{validation or ' -'}"
             f"  {event['images_per_s']:,.0f} images/s (loader alone {event['loader_images_per_s']:,.0f})"
         )
+    if kind == "float":
+        return f"  {event['stage']} stays float: {event['why']}"
     if kind == "elsewhere":
         return f"  {event['profile']} is not measured here: {event['why']}"
     if kind == "accuracy":

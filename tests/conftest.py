@@ -36,6 +36,7 @@ heal = { epochs = 1 }
 
 [[stage]]
 use = "quantize"
+keep_float = false
 heal = { epochs = 1 }
 
 [[stage]]

@@ -63,11 +63,12 @@ ARCHITECTURES = {
 
 def recipe(model: dict[str, Any]) -> dict[str, Any]:
     heal = {"epochs": 1, "checkpoint_s": 0.0, "precision": "fp32"}
+    quantize = {"use": "quantize", "keep_float": False, "calibration": 64}
     chain = [
         {"use": "prune", "target": {"macs": 0.75}, "channel_multiple": 1, "heal": heal},
-        {"use": "quantize", "calibration": 64, "heal": {"epochs": 0}},
+        {**quantize, "heal": {"epochs": 0}},
         {"use": "export"},
-        {"use": "quantize", "calibration": 64, "heal": {**heal, "lr": 0.001}, "after": "prune"},
+        {**quantize, "heal": {**heal, "lr": 0.001}, "after": "prune"},
         {"use": "export"},
     ]
     return {

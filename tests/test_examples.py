@@ -57,7 +57,8 @@ def readme_lines() -> str:
 
 @pytest.fixture(scope="module")
 def done(place: Path) -> RunResult:
-    overrides = ["stage.prune.heal.epochs=1", "stage.quantize.heal.epochs=1", 'profiles=["quick.toml"]']
+    overrides = ["stage.prune.heal.epochs=1", "stage.quantize.heal.epochs=1", "stage.quantize.keep_float=false"]
+    overrides += ['profiles=["quick.toml"]']
     result = edgekd.run("recipe.toml", overrides=overrides)
     assert result is not None
     return result

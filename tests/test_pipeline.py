@@ -47,7 +47,7 @@ def table(**more: Any) -> dict[str, Any]:
             "stage": [
                 {"use": "distill", "model": NET, "epochs": 1},
                 {"use": "prune", "target": {"macs": 0.8}, "heal": {"epochs": 1}},
-                {"use": "quantize", "heal": {"epochs": 0}},
+                {"use": "quantize", "keep_float": False, "heal": {"epochs": 0}},
                 {"use": "export"},
             ],
             **more,

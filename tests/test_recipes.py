@@ -58,6 +58,8 @@ def quick(recipe: Recipe) -> dict[str, Any]:
             stage["clip_norm"] = 1.0  # logits of a teacher of three steps are huge
         if "heal" in stage:
             stage["heal"]["epochs"] = 1
+        if stage["use"] == "quantize":
+            stage["keep_float"] = False  # on a busy machine int8 may well be slower
         for training in (stage, stage.get("heal", {})):
             if isinstance(training.get("source"), dict) and "views" in training["source"]:
                 training["source"]["views"] = 1

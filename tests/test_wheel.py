@@ -25,6 +25,7 @@ QUICK = {
     "stage.distill.epochs": 1,
     "stage.prune.heal.epochs": 0,
     "stage.quantize.heal.epochs": 0,
+    "stage.quantize.keep_float": "false",
 }
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
-from .. import quant
+from .. import quant, ranks
 from ..artifact import Artifact, ModelSpec
 from ..errors import EdgekdError, Problem
 from ..learner import Learner, Student, parse_objectives
@@ -17,7 +17,11 @@ from ..models import Tapped
 from ..objectives import Objectives
 from ..profile import Profile
 from ..quant import scheme_named
+from ..quant.mixed import PrecisionRecord
 from ..registry import register
+from .backends import Backend, Mode, Tuning, backend_problems, quantize_elsewhere
+from .mixing import DOCUMENT, decided, matching, precision_problems, verdict
+from .paying import Mixed, Pricing
 from .teaching import Context, Heal, Teaching, healing_problems, load_network, teaching
 from .workspace import Workspace
 
@@ -38,25 +42,65 @@ class Quantize(BaseModel):
     kind: ClassVar[str] = "quantize"
     follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "fuse", "average")
 
-    scheme: str = Field("auto", description="auto: what the profile's runtime fuses")
+    scheme: str | Annotated[list[str], Field(min_length=1)] = Field(
+        "auto", description="auto: what each profile's runtime fuses; a scheme; or several, each a step of its own"
+    )
     calibration: int = Field(512, gt=0, description="training images that set the first ranges")
+    backend: Backend = Field("edgekd", description="what quantizes; the others work without training and yield a file")
+    mode: Mode = Field(
+        "static",
+        description="dynamic: ranges at every call, matrix products only; weight-only: a smaller file, float's speed",
+    )
+    tune: Tuning | None = Field(None, description="neural-compressor: other configurations until accuracy is kept")
+    float_layers: list[str] = Field(default=[], description="module path patterns that stay float")
+    mixed: Mixed | None = Field(
+        None, description="which layers stay float: latency (the fastest), max_drop, speedup; none: only float_layers"
+    )
+    keep_float: bool = Field(
+        True, description="compare with the float network on the profile, and keep that one where int8 is no better"
+    )
     heal: QuantizationHeal = QuantizationHeal()
     after: str | None = Field(None, description="the stage to go on from; default: the one before")
 
+    @field_validator("scheme")
+    @classmethod
+    def _each_once(cls, value: str | list[str]) -> str | list[str]:
+        for name in value if isinstance(value, list) else []:
+            if name == "auto":
+                raise ValueError("auto stands alone: it is what the profiles want")
+            if value.count(name) > 1:
+                raise ValueError(f"names {name!r} twice")
+        return value
+
+    @field_validator("mixed", mode="before")
+    @classmethod
+    def _fastest(cls, value: Any) -> Any:
+        return {} if value == "latency" else value
+
+    def schemes(self, profiles: Sequence[Profile]) -> list[str]:
+        """Those to make: each becomes a step, which has it as its only `scheme`."""
+        if self.scheme == "auto":
+            return list(dict.fromkeys(p.scheme for p in profiles))
+        return [self.scheme] if isinstance(self.scheme, str) else self.scheme
+
+    @property
+    def _scheme(self) -> str:
+        """The only one, of a stage that is resolved."""
+        assert isinstance(self.scheme, str)
+        return self.scheme
+
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
-        """One known scheme for all profiles."""
+        """Known schemes."""
         problems: list[Problem] = []
-        try:
-            if self.scheme != "auto":
-                scheme_named(self.scheme, f"{context.where}.scheme")
-        except EdgekdError as error:
-            problems.extend(error.problems)
-        wanted = sorted({p.scheme for p in context.profiles})
-        if self.scheme == "auto" and len(wanted) > 1:
-            what = f"the profiles want different schemes: {', '.join(wanted)}"
-            problems.append(Problem(f"{context.where}.scheme", what, "run once per scheme, or name one scheme"))
+        for name in self.schemes(context.profiles):
+            try:
+                scheme = scheme_named(name, f"{context.where}.scheme")
+                problems += backend_problems(self, scheme, context)
+            except EdgekdError as error:
+                problems.extend(error.problems)
         if context.source is not None:
             problems.extend(healing_problems(context.source, self.heal, context))
+        problems += precision_problems(self, context)
         return context.source, problems
 
     def inputs(self) -> dict[str, str]:
@@ -65,25 +109,39 @@ class Quantize(BaseModel):
 
     def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Quantize:
         """The scheme from the profiles."""
-        scheme = profiles[0].scheme if self.scheme == "auto" else self.scheme
-        return self.model_copy(update={"scheme": scheme, "heal": self.heal.after(distilled)})
+        return self.model_copy(update={"scheme": self.schemes(profiles)[0], "heal": self.heal.after(distilled)})
 
     def run(self, workspace: Workspace) -> Artifact:
         """Prepare, calibrate, heal with frozen ranges in the second half, and store the fake-quantized network."""
         torch.manual_seed(workspace.recipe.seed)
+        if self.backend != "edgekd":
+            return quantize_elsewhere(self, scheme_named(self._scheme, "quantize.scheme"), workspace)
         source = workspace.parents["source"]
         network = load_network(source)
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-        scheme = scheme_named(self.scheme, "quantize.scheme")
+        scheme = scheme_named(self._scheme, "quantize.scheme")
         training = self.heal.epochs > 0
         objectives = self.heal.objectives if training else ["ce"]
         taps = Objectives(parse_objectives(objectives)).taps("student")
 
-        def quantized(student: nn.Module, taps: Sequence[str]) -> nn.Module:
-            prepared = quant.prepare(Tapped(student, taps), workspace.example, scheme, qat=training)
+        def prepared_as(student: nn.Module, taps: Sequence[str], floats: Collection[str], qat: bool) -> nn.Module:
+            made = Tapped(student, taps)
+            prepared = quant.prepare(made, workspace.example, scheme, qat=qat, float_layers=floats)
             quant.calibrate(prepared, (batch["image"] for batch in workspace.calibration(self.calibration)))
             quant.enable_fake_quant(prepared)
             return prepared
+
+        def untrained(floats: Collection[str]) -> nn.Module:
+            return prepared_as(network, [], floats, False)
+
+        pricing = Pricing(workspace, network, source.manifest.preprocessing, untrained)
+        record = decided(self, pricing, matching(self.float_layers, network))
+        if record.kept_float is not None:
+            return self._float(workspace, network, record)
+        torch.manual_seed(workspace.recipe.seed)
+
+        def quantized(student: nn.Module, taps: Sequence[str]) -> nn.Module:
+            return prepared_as(student, taps, record.float_layers, training)
 
         metrics: dict[str, Any] = {}
         if training:
@@ -93,8 +151,22 @@ class Quantize(BaseModel):
         else:
             prepared = quantized(network, taps)
         quant.freeze(prepared)
-        record = {"scheme": scheme.name, "qat": training, "taps": taps, "shapes": shapes}
-        return workspace.save(prepared, source.manifest.model, metrics=metrics, quantization=record)
+        if self.keep_float:
+            record = ranks.from_first(lambda: verdict(record, pricing, prepared))
+            if record.kept_float is not None:
+                return self._float(workspace, network, record)
+        made = {"scheme": scheme.name, "qat": training, "taps": taps, "shapes": shapes}
+        made |= {"float_layers": record.float_layers}
+        documents = {DOCUMENT: record.model_dump(mode="json")}
+        spec = source.manifest.model
+        return workspace.save(prepared, spec, metrics=metrics, quantization=made, documents=documents)
+
+    def _float(self, workspace: Workspace, network: nn.Module, record: PrecisionRecord) -> Artifact:
+        """The float network as this stage's result: what follows works on it as on any other."""
+        workspace.emit({"event": "float", "stage": workspace.name, "why": record.kept_float})
+        spec = workspace.parents["source"].manifest.model
+        documents = {DOCUMENT: record.model_dump(mode="json")}
+        return workspace.save(network, spec, metrics={"kept_float": record.kept_float}, documents=documents)
 
     def _freezing(self, epoch: int, learner: Learner) -> None:
         """Ranges and batch-norm statistics settle before the last weights do."""

@@ -47,6 +47,8 @@ def test_quantize_of_an_artifact_into_a_directory_of_its_own(run: Path, tmp_path
         "heal.epochs=0",
         "--set",
         "calibration=64",
+        "--set",
+        "keep_float=false",
         "-o",
         str(tmp_path / "q"),
         "--json",

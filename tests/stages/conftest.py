@@ -96,6 +96,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory, workspace: Callable[..., Wor
     heal = {"epochs": 2, "lr": 0.05}
     run("prune", of(Prune, target={"macs": 0.7}, channel_multiple=2, heal=heal), both)
     both["source"] = "prune"
-    run("ptq", of(Quantize, calibration=100, heal={"epochs": 0}), both)
-    run("qat", of(Quantize, calibration=100, heal={"epochs": 2}), both)
+    run("ptq", of(Quantize, calibration=100, keep_float=False, heal={"epochs": 0}), both)
+    run("qat", of(Quantize, calibration=100, keep_float=False, heal={"epochs": 2}), both)
     return Chain(artifacts, saved)

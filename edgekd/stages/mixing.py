@@ -1,0 +1,90 @@
+"""What a quantize stage decides by measuring: which layers stay float, and whether int8 is handed out at all."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from .. import ranks
+from ..artifact import write_atomically
+from ..errors import Problem, nearest
+from ..models import build
+from ..quant.mixed import PrecisionRecord
+from .paying import Pricing, judged, measuring_profile, priced, recorded
+from .teaching import Context
+
+__all__ = ["DOCUMENT", "decided", "matching", "precision_problems", "verdict"]
+
+#: Of the artifact; and, until it is complete, of the partial directory, so that a resumed run decides nothing anew.
+DOCUMENT = "precision.json"
+
+
+def precision_problems(stage: Any, context: Context) -> Iterator[Problem]:
+    """Patterns that match nothing, and wishes about time where none can be measured."""
+    where = context.where
+    if context.source is not None and stage.float_layers:
+        paths = [path for path, _ in build(context.source).named_modules() if path]
+        for i, pattern in enumerate(stage.float_layers):
+            if not fnmatch.filter(paths, pattern):
+                yield Problem(f"{where}.float_layers[{i}]", f"{pattern!r} matches no module", nearest(pattern, paths))
+    if stage.mixed is not None and stage.mixed.max_drop is None:
+        profile, why = measuring_profile(context.profiles)
+        if profile is None:
+            yield Problem(f"{where}.mixed", f"no latency can be measured: {why}", "mixed = { max_drop = 0.005 }")
+
+
+def matching(patterns: Sequence[str], network: nn.Module) -> list[str]:
+    """The module paths that fnmatch patterns stand for."""
+    paths = [path for path, _ in network.named_modules() if path]
+    return sorted({path for pattern in patterns for path in fnmatch.filter(paths, pattern)})
+
+
+def decided(stage: Any, pricing: Pricing, floats: Collection[str]) -> PrecisionRecord:
+    """What is to be int8, measured once: a run that was killed while healing goes on with what it had decided."""
+    return ranks.from_first(lambda: _decided(stage, pricing, floats))
+
+
+def _decided(stage: Any, pricing: Pricing, floats: Collection[str]) -> PrecisionRecord:
+    workspace = pricing.workspace
+    stored = workspace.partial / DOCUMENT
+    if stored.is_file():
+        return PrecisionRecord.model_validate_json(stored.read_text(encoding="utf-8"))
+    if not stage.keep_float and stage.mixed is None:
+        record = recorded(pricing.quantized(floats), stage.scheme, floats)
+        record = record.model_copy(update={"not_measured": "keep_float = false"})
+    else:
+        record = priced(pricing, stage.scheme, wanted=stage.mixed, floats=floats)
+    training = stage.heal.epochs > 0
+    if stage.keep_float and record.measured is not None and record.measured.speedup.high < 1 and training:
+        record = record.model_copy(update={"kept_float": _slower(record) + "; healing would not change that"})
+    if training:
+        workspace.partial.mkdir(parents=True, exist_ok=True)
+        write_atomically(stored, json.dumps(record.model_dump(mode="json")))
+    return record
+
+
+def verdict(record: PrecisionRecord, pricing: Pricing, prepared: nn.Module) -> PrecisionRecord:
+    """The record with the accuracies of both networks; `kept_float` where int8 is slower and less accurate."""
+    measured = record.measured
+    if measured is None:
+        return record
+    task = pricing.workspace.task
+    sign = 1 if task.direction == "max" else -1
+    (before, images, split), (after, _, _) = (judged(pricing.workspace, n) for n in (pricing.network, prepared))
+    update = {"metric": task.headline, "float_metric": before, "own_metric": after, "images": images, "split": split}
+    record = record.model_copy(update={"measured": measured.model_copy(update=update)})
+    if measured.speedup.high >= 1 or sign * (after - before) >= 0:
+        return record
+    why = f"{_slower(record)}, and less accurate: {task.headline} {after:.4f}, float {before:.4f}"
+    return record.model_copy(update={"kept_float": why})
+
+
+def _slower(record: PrecisionRecord) -> str:
+    assert record.measured is not None
+    ratio = record.measured.speedup
+    hint = "" if record.tried else " (mixed = 'latency' looks for layers where it is not)"
+    return f"int8 is slower on {record.measured.profile}{hint}: {ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
