@@ -15,7 +15,10 @@ __all__ = ["Branch", "branches", "ending_of", "fork_problems", "made_for"]
 
 @dataclass(frozen=True)
 class Branch:
-    """One of the steps that a stage becomes. `scheme` is empty where it becomes only one; else it ends its name."""
+    """One of the steps that a stage becomes, for the `profiles` that want its scheme (there may be none).
+
+    `scheme` ends the step's name; it is empty where the stage becomes only one, which is for all profiles.
+    """
 
     scheme: str
     stage: Any
@@ -30,14 +33,18 @@ def branches(
     `before` maps schemes to the steps of that fork, empty where there is none. `scheme` is that of the one network
     which the stage goes on from, None where it is float or not known, and `ending` what ends the stage's name for it.
     """
+
+    def wanting(scheme: str) -> list[Profile]:
+        return [p for p in profiles if p.scheme == scheme]
+
     if hasattr(stage, "schemes"):
         schemes = stage.schemes(profiles)
         if len(schemes) > 1:
-            return [Branch(s, stage.model_copy(update={"scheme": s}), _wanting(profiles, s)) for s in schemes]
+            return [Branch(s, stage.model_copy(update={"scheme": s}), wanting(s)) for s in schemes]
     elif before:
-        return [Branch(scheme, stage, _wanting(profiles, scheme)) for scheme in before]
+        return [Branch(scheme, stage, wanting(scheme)) for scheme in before]
     elif scheme is not None:
-        return [Branch(ending, stage, _wanting(profiles, scheme))]
+        return [Branch(ending, stage, wanting(scheme) or list(profiles))]
     return [Branch("", stage, list(profiles))]
 
 
@@ -61,8 +68,3 @@ def made_for(artifact: Artifact) -> str | None:
 def ending_of(artifact: Artifact) -> str:
     """`trt-s8s8` of the directory `04-quantize.trt-s8s8-52cd...`; empty where it was no fork's."""
     return artifact.path.name.partition("-")[2].rpartition("-")[0].partition(".")[2]
-
-
-def _wanting(profiles: Sequence[Profile], scheme: str) -> list[Profile]:
-    """The profiles that a scheme's file is for: those that want it, or all where none does."""
-    return [p for p in profiles if p.scheme == scheme] or list(profiles)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,7 @@ from .errors import Problem, RecipeError, UsageError, nearest
 from .registry import validation_problems
 from .shipped import shipped
 
-__all__ = ["Profile", "Protocol", "load_profile", "profile_names"]
+__all__ = ["Profile", "Protocol", "load_profile", "lowest_opset", "profile_names"]
 
 
 class Protocol(BaseModel):
@@ -65,6 +66,11 @@ class Profile(BaseModel):
     )
     protocol: Protocol = Protocol()
     budgets: dict[str, Any] = Field(default_factory=dict, description="gate rules that hold for this device")
+
+
+def lowest_opset(profiles: Iterable[Profile]) -> int:
+    """The opset that all of these take; without any, the lowest that edgekd writes."""
+    return min((p.opset for p in profiles), default=18)
 
 
 def profile_names() -> list[str]:

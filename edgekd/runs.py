@@ -18,7 +18,7 @@ from .events import recording
 from .forks import ending_of, made_for
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
-from .profile import Profile, load_profile
+from .profile import Profile, load_profile, lowest_opset
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
 from .scorecard import Candidate, arranged, candidate_of, lineage_of, measure
@@ -153,7 +153,7 @@ def _candidates(planned: Plan) -> Iterator[Candidate]:
     shown = measured_names(planned)
     for step in planned.steps:
         if step.name in shown:
-            name, opset = shown[step.name], min(p.opset for p in step.profiles)
+            name, opset = shown[step.name], lowest_opset(step.profiles)
             found = candidate_of(Artifact.open(step.directory), name, planned.data, opset, cache)
             yield replace(found, branch=planned.step(name).scheme)
 

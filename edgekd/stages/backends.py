@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..artifact import Artifact, finish, write_atomically, writing
 from ..errors import Problem, StageError, UsageError
 from ..onnx_file import compare, export_onnx, optimised_layers
+from ..profile import lowest_opset
 from ..quant import Scheme
 from ..quant.backends import neural_compressor, onnxruntime, weights
 from ..runtimes import open_session
@@ -155,7 +156,7 @@ def _export(network: nn.Module, source: Artifact, workspace: Workspace, path: Pa
         network,
         path,
         size=workspace.data.size,
-        opset=min(p.opset for p in workspace.profiles),
+        opset=lowest_opset(workspace.profiles),
         classes=workspace.data.classes,
         preprocessing=source.manifest.preprocessing,
     )
@@ -216,7 +217,7 @@ def export_problems(stage: Any, context: Context) -> Iterator[Problem]:
         yield Problem(f"{context.where}.input", "a backend's file takes float32 images, normalised", hint)
     if not stage.dynamic_batch:
         yield Problem(f"{context.where}.dynamic_batch", "a backend's file takes batches of any size", hint)
-    written = min(p.opset for p in context.profiles)
+    written = lowest_opset(context.profiles)
     if stage.opset not in (None, written):
         what = f"the backend before it writes the profiles' opset {written}, got {stage.opset}"
         yield Problem(f"{context.where}.opset", what, "leave it out, or use a profile with that opset")

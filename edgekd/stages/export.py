@@ -17,7 +17,7 @@ from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
 from ..data import Dataset
 from ..errors import Problem, StageError
 from ..onnx_file import compare, export_onnx, optimised_layers
-from ..profile import Profile
+from ..profile import Profile, lowest_opset
 from ..registry import register
 from ..runtimes import open_session
 from .backends import FILE, export_problems
@@ -55,7 +55,7 @@ class Export(BaseModel):
 
     def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Export:
         """The opset from the profiles."""
-        return self.model_copy(update={"opset": self.opset or min(p.opset for p in profiles)})
+        return self.model_copy(update={"opset": self.opset or lowest_opset(profiles)})
 
     def run(self, workspace: Workspace) -> Artifact:
         """Export, check, compare; a mismatch fails the stage."""
