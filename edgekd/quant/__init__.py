@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate
     from .placed import Placement, matrix_layers, placements
     from .prepared import convert, enable_fake_quant, freeze, prepare
+    from .sensitivity import harms
 
 __all__ = [
     "SCHEMES",
@@ -20,6 +21,7 @@ __all__ = [
     "convert",
     "enable_fake_quant",
     "freeze",
+    "harms",
     "matrix_layers",
     "placements",
     "prepare",
@@ -30,6 +32,7 @@ _PLACES = {
     "calibration": ("calibrate",),
     "placed": ("Placement", "matrix_layers", "placements"),
     "prepared": ("convert", "enable_fake_quant", "freeze", "prepare"),
+    "sensitivity": ("harms",),
 }
 
 

@@ -152,7 +152,7 @@ def _mixture(
     order = [place.path for place in quant.placements(prepared) if place.quantized]
     grouped = mixed.groups(order)
     drawn = [batch["image"] for batch in pricing.workspace.calibration(SENSITIVITY_IMAGES)]
-    harm = mixed.harms(prepared, drawn)
+    harm = quant.harms(prepared, drawn)
     found = Found(frozenset(order), 1.0, {}, {})
     if profile is not None:
         time = _timer(pricing, directory, order, profile)
