@@ -12,7 +12,7 @@ import typer
 
 from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, measure, report, search, show
+from . import chain, compress, measure, report, search, show, students
 from .app import app
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ COMMANDS = (
     chain,
     compress,
     search,
+    students,
     measure,
     report,
     show,

@@ -75,7 +75,7 @@ def _vits(multiple: int) -> list[tuple[int | None, float]]:
         for width in range(2 * step, 6 * step + 1, 2 * step)
         if depth * width**2 <= LARGEST_VIT
     ]
-    return [*found, (2, 3 * step // 2), (4, 3 * step // 2)]
+    return [*found, (2, 2 * step + NARROWEST), (4, 2 * step + NARROWEST)]
 
 
 def _vit(depth: int | None, width: float, side: int) -> dict[str, Any]:
