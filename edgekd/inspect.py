@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from .artifact import MANIFEST, Artifact
 from .bench import disturbances, environment
 from .errors import UsageError, nearest
-from .explain import Explanation, explain_file, explanation_text, plan_text
+from .explain import Explanation, explain_file, explanation_text, plan_text, precision_text
 from .profile import Profile, load_profile, profile_names
 from .recipe import Recipe, load_recipe
 from .registry import KINDS, names, parameters, resolve, summary
@@ -113,7 +113,10 @@ def _artifact(artifact: Artifact, profile: str | None, recipe: str | None) -> di
     if "plan.json" in manifest.files:
         document["plan"] = json.loads(artifact.file("plan.json").read_text())
         lines += ["", plan_text(document["plan"])]
-    if manifest.quantization is not None:
+    if "precision.json" in manifest.files:
+        document["precision"] = json.loads(artifact.file("precision.json").read_text())
+        lines += ["", precision_text(document["precision"])]
+    if manifest.quantization is not None or manifest.kind == "quantize":
         explanation = _quantized(artifact, profile, recipe)
         document["explanation"] = explanation.model_dump(mode="json")
         lines += ["", explanation_text(explanation)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ LOWEST_OPSET = 18
 #: protobuf's limit on one file.
 LARGEST = 2**31 - 1
 MOST_IMAGES = 65536
+
+#: Operators behind which a constant is still the same weight.
+STILL = {"DequantizeLinear", "Transpose", "Identity", "Cast", "Reshape"}
 
 Translations = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -105,6 +109,7 @@ def export_onnx(
             where=type(module).__name__,
             hint="use operators that ONNX has, and no branches on tensor values",
         ) from error
+    _name_layers(model, getattr(module, "layers", []))
     _clean(model)
     model.producer_name, model.producer_version = "edgekd", __version__
     onnx.helper.set_model_props(
@@ -160,6 +165,39 @@ def _translations(opset: int) -> Translations:
         operators.quantize_per_channel.default: quantize_channels,
         operators.dequantize_per_channel.default: dequantize_channels,
     }
+
+
+def _name_layers(model: onnx.ModelProto, paths: Sequence[str]) -> None:
+    """Call matrix layers by their module paths, which profilers, viewers and `edgekd show` then tell.
+
+    `paths` are those of the layers with a weight, in order; what they do not know is in the exporter's notes.
+    """
+    nodes = {name: node for node in model.graph.node for name in node.output}
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def constant(name: str) -> bool:
+        node = nodes.get(name)
+        return name in weights if node is None else node.op_type in STILL and constant(node.input[0])
+
+    layers = [n for n in model.graph.node if n.op_type in {"Conv", "ConvTranspose", "Gemm", "MatMul"}]
+    weighted = [node for node in layers if constant(node.input[1])]
+    known = dict(zip(map(id, weighted), paths, strict=True)) if len(paths) == len(weighted) else {}
+    taken = {node.name for node in model.graph.node}
+    for node in layers:
+        path = known.get(id(node)) or _noted_path(node)
+        if path and path not in taken:
+            node.name = path
+            taken.add(path)
+
+
+def _noted_path(node: onnx.NodeProto) -> str:
+    """A weight's name tells more than the exporter's scopes, which are those of a batch norm that was folded in."""
+    name = node.input[1].removeprefix("network.")
+    if name.endswith(".weight"):
+        return name.removesuffix(".weight")
+    notes = {p.key: p.value for p in node.metadata_props}
+    scopes = re.findall(r"'network\.([^']+)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+    return scopes[-1] if scopes and scopes[-1].partition(".")[0] != "network" else ""
 
 
 def _clean(model: onnx.ModelProto) -> None:

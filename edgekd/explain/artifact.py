@@ -10,7 +10,6 @@ from typing import Any
 
 from ..artifact import MANIFEST, Artifact
 from ..data import Dataset, load
-from ..errors import EdgekdError
 from ..onnx_file import export_onnx
 from ..profile import Profile
 from ..recipe import Recipe
@@ -19,11 +18,13 @@ from ..stages.export import exportable
 from .document import Explanation, LayerRow
 from .file import Examined, examine, explain
 from .network import LayerError, errors_of
-from .reasons import NOT_QUANTIZED
+from .reasons import BY_CHOICE, NOT_QUANTIZED
 
 __all__ = ["explain_artifact"]
 
 OPSET = 18
+#: What exports hold, and what other tools quantized.
+FILE = "model.onnx"
 
 
 def explain_artifact(artifact: Artifact, profile: Profile, recipe: Recipe | None) -> Explanation:
@@ -49,13 +50,8 @@ def explain_artifact(artifact: Artifact, profile: Profile, recipe: Recipe | None
         if parent is None:
             notes.append("the float network that it came from is not beside it: its times are unknown")
         rows = explanation.layers
-        if quantized is not None:
-            try:
-                found = errors_of(quantized, data)
-            except EdgekdError as error:
-                found = []
-                notes.append(f"its layers are known from the exported file alone: {error.problem.what}")
-            rows = _with_errors(examined, rows, found)
+        if quantized is not None and FILE not in quantized.manifest.files and quantized.manifest.quantization:
+            rows = _with_errors(examined, rows, errors_of(quantized, data))
     return explanation.model_copy(
         update={
             "file": str(artifact.path),
@@ -81,10 +77,11 @@ def beside(artifact: Artifact, what: str) -> Artifact | None:
 @contextlib.contextmanager
 def _file(artifact: Artifact, data: Dataset | None) -> Iterator[Path]:
     """The artifact as an ONNX file: kept beside it where data are there to compare it with the network."""
-    if data is not None or artifact.manifest.kind == "export":
-        cache = artifact.path.parent / ".onnx"
-        assert data is not None or artifact.manifest.kind == "export"
-        yield candidate_of(artifact, artifact.manifest.kind, data, OPSET, cache).file  # type: ignore[arg-type]
+    if FILE in artifact.manifest.files:
+        yield artifact.file(FILE)
+        return
+    if data is not None:
+        yield candidate_of(artifact, artifact.manifest.kind, data, OPSET, artifact.path.parent / ".onnx").file
         return
     manifest = artifact.manifest
     with tempfile.TemporaryDirectory() as directory:
@@ -105,14 +102,14 @@ def _with_errors(examined: Examined, rows: list[LayerRow], found: list[LayerErro
     matched: dict[int, LayerError] = {}
     for weighted in (True, False):
         ours = [i for i, layer in enumerate(examined.layers) if bool(layer.weight_shape) == weighted]
-        theirs = [e for e in found if e.weighted == weighted]
+        theirs = [e for e in found if e.weighted == weighted for _ in range(e.products)]
         if len(ours) == len(theirs):
             matched |= dict(zip(ours, theirs, strict=True))
     return [_completed(row, matched[i]) if i in matched else row for i, row in enumerate(rows)]
 
 
 def _completed(row: LayerRow, e: LayerError) -> LayerRow:
-    why = [e.reason if text == NOT_QUANTIZED and e.reason else text for text in row.why_float]
+    why = [e.reason if text in (NOT_QUANTIZED, BY_CHOICE) and e.reason else text for text in row.why_float]
     update: dict[str, Any] = {"name": e.path or row.name, "path": e.path or None, "why_float": why}
     update |= {"weight_sqnr_db": e.weight_sqnr_db, "output_sqnr_db": e.output_sqnr_db}
     return row.model_copy(update=update)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .stored import StoredLayer, stored_layers
 
 __all__ = ["Examined", "examine", "explain", "explain_file"]
 
+#: How many of the other operators are named.
+SHOWN = 5
 CONVERSIONS = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
@@ -139,22 +142,36 @@ def _stored(integers: Integers | None) -> Stored | None:
 
 
 def _summary(rows: list[LayerRow], operators: list[LayerTime], parent: list[LayerTime], hint: str | None) -> Summary:
-    total = sum(t.ms for t in operators)
+    total, before = (sum(t.ms for t in times) for times in (operators, parent))
     spent = {kind: sum(r.ms or 0.0 for r in rows if r.runs == kind) for kind in ("int8", "float")}
     spent["conversion"] = sum(t.ms for t in operators if t.op in CONVERSIONS)
     spent["other"] = max(0.0, total - sum(spent.values()))
-    macs = [r.macs for r in rows]
+    shares = {kind: value / total for kind, value in spent.items()} if total else {}
+    if hint is None and before and total > before and shares["conversion"] + shares["other"] > shares["int8"]:
+        hint = "int8 does not pay here: the time is spent around the layers; leave those in float that gain least"
+    macs = [r.macs for r in rows if r.macs is not None]
     return Summary(
         int8_layers=sum(r.runs == "int8" for r in rows),
         float_layers=sum(r.runs == "float" for r in rows),
         other_layers=sum(r.runs not in ("int8", "float") for r in rows),
         parameters=sum(r.parameters or 0 for r in rows),
-        macs=sum(m for m in macs if m is not None) if any(m is not None for m in macs) else None,
+        macs=sum(macs) if macs else None,
         ms=total or None,
-        float_parent_ms=sum(t.ms for t in parent) or None,
-        shares={kind: value / total for kind, value in spent.items()} if total else {},
+        float_parent_ms=before or None,
+        shares=shares,
+        rest=_rest(rows, operators, total),
         hint=hint,
     )
+
+
+def _rest(rows: list[LayerRow], operators: list[LayerTime], total: float) -> dict[str, float]:
+    kernels = {r.kernel for r in rows}
+    spent: dict[str, float] = defaultdict(float)
+    for t in operators:
+        if t.op not in kernels and t.op not in CONVERSIONS:
+            spent[t.op] += t.ms / total
+    slowest = sorted(spent.items(), key=lambda item: -item[1])[:SHOWN]
+    return {op: share for op, share in slowest if share >= 0.01}
 
 
 def _measured(own: Examined) -> dict[str, Any]:

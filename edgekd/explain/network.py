@@ -33,10 +33,16 @@ class LayerError:
     """One product of the network. SQNR in dB; None where nothing is quantized, or there are no images."""
 
     path: str
+    operation: str
     weighted: bool
     reason: str
     weight_sqnr_db: float | None
     output_sqnr_db: float | None
+
+    @property
+    def products(self) -> int:
+        """Matrix products that an exported file has in its place."""
+        return 2 if self.operation == "scaled_dot_product_attention" else 1
 
 
 def errors_of(artifact: Artifact, data: Dataset | None) -> list[LayerError]:
@@ -48,7 +54,9 @@ def errors_of(artifact: Artifact, data: Dataset | None) -> list[LayerError]:
         images = normalised(data.train.images[:IMAGES], data)
         found = output_sqnr(prepared, [p.node for p in placed], images)
     return [
-        LayerError(p.path, p.operation in WEIGHTED, p.reason, _weight_sqnr(prepared, p.node), found.get(p.node))
+        LayerError(
+            p.path, p.operation, p.operation in WEIGHTED, p.reason, _weight_sqnr(prepared, p.node), found.get(p.node)
+        )
         for p in placed
     ]
 

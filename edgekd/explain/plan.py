@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .table import columns, compact, legend
+from .table import columns, compact, legend, reasons_text
 
 __all__ = ["plan_text"]
 
@@ -32,7 +32,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         told = [_saved(group, measure), _harm(group), f"{100 * share:.1f}" if share else ""] if gone else ["", "", ""]
         table.append([group["name"], f"{before} -> {after}", gone, *told, legend(reasons, within)])
     lines = columns(table) if len(table) > 1 else ["nothing could be pruned"]
-    lines += [f"{letter:>3}  {reason}" for reason, letter in reasons.items()]
+    lines += reasons_text(reasons)
     return "\n".join([*lines, "", *_totals(plan, measure)])
 
 

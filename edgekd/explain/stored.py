@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .constants import DEQUANTIZE, MOVES, QUANTIZE, Array, Graph, Integers, attribute
+from .constants import DEQUANTIZE, QUANTIZE, Array, Graph, Integers, attribute
 
 __all__ = ["StoredLayer", "stored_layers"]
 
@@ -30,6 +30,8 @@ OPERATORS = {
     **dict.fromkeys(("MatMulNBits", "Attention", "MultiHeadAttention", "QAttention"), 1),
     **{name: 3 if name.startswith(("QLinear", "QGemm")) else 1 for name in INTEGER_OPERATORS},
 }
+#: Behind these a constant is still the same weight.
+STILL = {QUANTIZE, DEQUANTIZE, "Transpose", "Reshape", "Identity", "Cast"}
 CONVOLUTIONS = {"Conv", "FusedConv", "QLinearConv", "ConvInteger"}
 ATTENTION = {"Attention", "MultiHeadAttention", "QAttention"}
 
@@ -171,26 +173,25 @@ def _bias(graph: Graph, name: str) -> str:
 
 
 def _path(node: Any, graph: Graph, weight: str, ours: bool) -> str | None:
-    """The module path, as far as the file has one: in its notes, in the weight's name, or in the node's."""
-    notes = {p.key: p.value for p in node.metadata_props}
-    if "edgekd.module" in notes:
-        return notes["edgekd.module"]
+    """The module path, as far as the file has one: in the node's name, the weight's name, or the exporter's notes."""
+    called = str(node.name)
+    if ours and called and not called.startswith("node_"):
+        return called
     name = weight
-    while (
-        name not in graph.tensors
-        and (producer := graph.producer.get(name)) is not None
-        and (producer.op_type in MOVES | {QUANTIZE, DEQUANTIZE, "Cast"})
-    ):
+    while name not in graph.tensors and (producer := graph.producer.get(name)) is not None:
+        if producer.op_type not in STILL:
+            break
         name = producer.input[0]
     match = re.fullmatch(r"(?P<path>.+)\.(?:weight|kernel)(?:_quantized|_q)?", name)
     if match:
-        return match["path"].removeprefix("network.") if ours else match["path"]
-    scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
-    if len(scopes) > 2:
-        return str(scopes[-2]) or None
-    parts = [p for p in str(node.name).split("/") if p]
+        return match["path"]
+    notes = {p.key: p.value for p in node.metadata_props}
+    scopes = re.findall(r"'([^']+)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+    if len(scopes) > 1:
+        return str(scopes[-2])
+    # PyTorch's older exporter: /layer1/layer1.0/conv1/Conv
+    parts = called.split("/")[1:-1] if called.startswith("/") else []
     return (
-        ".".join([parts[-2]] if "." in parts[-2] else parts[:-1])
-        if str(node.name).startswith("/") and len(parts) > 1
-        else None
+        ".".join([p for i, p in enumerate(parts) if not parts[i + 1 : i + 2] or not parts[i + 1].startswith(f"{p}.")])
+        or None
     )

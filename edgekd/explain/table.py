@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from .document import Explanation, LayerRow, Stored
 
-__all__ = ["columns", "compact", "explanation_text", "legend"]
+__all__ = ["columns", "compact", "explanation_text", "legend", "reasons_text"]
 
 WIDTH = 100
 #: The first column's least width.
@@ -17,8 +18,8 @@ def explanation_text(e: Explanation) -> str:
     """A table with one row a layer, the reasons below it by letter, how it was measured, and the summary."""
     reasons: dict[str, str] = {}
     lines = columns(_cells(e.layers, reasons)) if e.layers else ["no matrix layers"]
-    lines += [f"{letter:>3}  {reason}" for reason, letter in reasons.items()]
-    lines += ["", *_summary(e)]
+    lines += reasons_text(reasons)
+    lines += ["", *_columns_text(e.layers), *_summary(e)]
     return "\n".join(lines)
 
 
@@ -26,19 +27,20 @@ def columns(table: Sequence[Sequence[str]], left: int = 2) -> list[str]:
     """Lines of a table with a header; empty columns are left out, the first is cut from the left to fit the width."""
     kept = [i for i in range(len(table[0])) if i == 0 or any(row[i] for row in table[1:])]
     widths = {i: max(len(row[i]) for row in table) for i in kept}
-    rest = sum(widths[i] + 2 for i in kept if i)
-    widths[0] = min(widths[0], max(NARROWEST, WIDTH - rest))
+    rest = sum(widths[i] for i in kept if i)
+    gap = 2 if widths[0] + rest + 2 * (len(kept) - 1) <= WIDTH else 1
+    widths[0] = min(widths[0], max(NARROWEST, WIDTH - rest - gap * (len(kept) - 1)))
     lines = []
     for row in table:
         first = row[0] if len(row[0]) <= widths[0] else "…" + row[0][1 - widths[0] :]
         cells = [first.ljust(widths[0])]
         cells += [row[i].ljust(widths[i]) if i < left else row[i].rjust(widths[i]) for i in kept if i]
-        lines.append("  ".join(cells).rstrip())
+        lines.append((" " * gap).join(cells).rstrip())
     return lines
 
 
 def _cells(rows: Sequence[LayerRow], reasons: dict[str, str]) -> list[list[str]]:
-    head = ["layer", "op", "weight", "MACs", "stored", "runs", "range", "SQNR dB", "float ms", "ms", "%", "why"]
+    head = ["layer", "op", "weight", "MACs", "stored", "runs", "range", "SQNR", "was ms", "ms", "%", "why"]
     table = [head]
     for r in rows:
         error = r.output_sqnr_db if r.output_sqnr_db is not None else r.weight_sqnr_db
@@ -71,7 +73,7 @@ def _stored(r: LayerRow) -> str:
 def _range(s: Stored | None) -> str:
     if s is None or s.low is None or s.high is None:
         return ""
-    return f"{s.low:.3g}..{s.high:.3g}"
+    return f"{s.low:.2g}..{s.high:.2g}"
 
 
 def compact(value: int | None) -> str:
@@ -94,6 +96,25 @@ def legend(reasons: dict[str, str], text: str | None) -> str:
     )
 
 
+def reasons_text(reasons: dict[str, str]) -> list[str]:
+    """The reasons by letter, below the table."""
+    lines = []
+    for reason, letter in reasons.items():
+        lines += textwrap.wrap(reason, WIDTH, initial_indent=f"{letter:>3}  ", subsequent_indent=" " * 5)
+    return lines
+
+
+def _columns_text(rows: Sequence[LayerRow]) -> list[str]:
+    told = []
+    if any(r.output_sqnr_db is not None for r in rows):
+        told.append("SQNR: dB, of the layer's output with the whole network fake-quantized, against float")
+    elif any(r.weight_sqnr_db is not None for r in rows):
+        told.append("SQNR: dB, of the weight against the float one")
+    if any(r.float_ms is not None for r in rows):
+        told.append("was ms: in the float network")
+    return [f"columns  {text}" if i == 0 else f"         {text}" for i, text in enumerate(told)]
+
+
 def _summary(e: Explanation) -> list[str]:
     s = e.summary
     counted = f"{s.int8_layers} int8 and {s.float_layers} float matrix layers in ONNX Runtime"
@@ -104,6 +125,8 @@ def _summary(e: Explanation) -> list[str]:
         kinds = {"int8": "int8 layers", "float": "float layers", "conversion": "Q and DQ", "other": "the rest"}
         told = ", ".join(f"{kinds[k]} {100 * v:.0f} %" for k, v in s.shares.items())
         lines.append(f"time     {s.ms:.4f} ms a call: {told}")
+        rest = ", ".join(f"{op} {100 * share:.0f} %" for op, share in s.rest.items())
+        lines += [f"rest     {rest}"] if rest else []
         if s.float_parent_ms is not None:
             lines.append(f"float    {s.float_parent_ms:.4f} ms a call for the float network it came from")
         m = e.measured
