@@ -15,7 +15,7 @@ from .pipeline import Plan, plan, run_steps
 from .recipe import Component, Recipe, apply_override, parse_recipe
 from .runs import Source, find_source
 
-__all__ = ["run_single"]
+__all__ = ["recipe_beside", "run_single"]
 
 #: What a stage can go on from: a quantized network can only be exported.
 KINDS = {
@@ -58,7 +58,7 @@ def run_single(
         return _made(planned, emit)
     assert source is not None
     found = find_source(source, KINDS[stage])
-    recipe = _recipe_beside(found, source, data, general)
+    recipe = recipe_beside(found, source, data, general)
     directory = out or found.artifact.path.parent
     teacher = found.artifact if stage == "distill" else found.teacher
     single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
@@ -101,7 +101,11 @@ def _recipe_for(
     return parse_recipe(table, general)
 
 
-def _recipe_beside(found: Source, text: str, data: str | None, general: Sequence[str]) -> Recipe:
+def recipe_beside(found: Source, text: str, data: str | None, general: Sequence[str]) -> Recipe:
+    """The recipe of a source's run, with other `data` and overrides where given; one made up for a lone artifact.
+
+    `text` is how the source was named. Raises UsageError where nothing names the data.
+    """
     if found.recipe is None and data is None:
         raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --data NAME")
     if found.recipe is not None:

@@ -12,7 +12,7 @@ import typer
 
 from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, measure, report, search, show, students
+from . import chain, compress, measure, report, search, sensitivity, show, students
 from .app import app
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ COMMANDS = (
     compress,
     search,
     students,
+    sensitivity,
     measure,
     report,
     show,

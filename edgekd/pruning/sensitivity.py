@@ -104,11 +104,13 @@ def effects(
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
     reference: nn.Module | None = None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[Key, Effect]:
     """The effect of every change alone, on images [N, C, H, W] with or without labels [N].
 
     network: not changed; it is measured in evaluation mode, on its own device and in its own precision. With a
-    `reference`, the divergence is from its answers, less that of the unchanged network.
+    `reference`, the divergence is from its answers, less that of the unchanged network. `progress` is told how many
+    forward passes of a batch with a change are done.
     Raises StageError where logits are not finite, or there are no images.
     """
     whole = copy.deepcopy(network).eval()
@@ -117,7 +119,7 @@ def effects(
     divergence = dict.fromkeys(changes, 0.0)
     lost = dict.fromkeys(changes, 0)
     before: dict[Key, list[str]] = {}
-    images, labelled = 0, True
+    images, done, labelled = 0, 0, True
     for batch, labels in batches:
         inputs = batch.to(device)
         if not images:
@@ -134,6 +136,7 @@ def effects(
             found = _log_probabilities(changed(inputs))
             divergence[key] += _divergence(target, found) - start
             lost[key] += right - _right(found, labels)
+            progress(done := done + 1)
         images += len(inputs)
         labelled = labelled and labels is not None
     if images == 0:
