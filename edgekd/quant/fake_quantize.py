@@ -96,15 +96,17 @@ class ActivationFakeQuantize(_Switched):
         first = self.lowest > self.highest
         self.lowest.copy_(torch.where(first, low, self.lowest + self.averaging * (low - self.lowest)))
         self.highest.copy_(torch.where(first, high, self.highest + self.averaging * (high - self.highest)))
-        scale, zero_point = self.qparams(self.lowest, self.highest)
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        self._settle()
 
     @torch.no_grad()
     def set_range(self, low: float, high: float) -> None:
         """Quantize values from `low` to `high` from now on."""
         self.lowest.fill_(low)
         self.highest.fill_(high)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Scale and zero point from the range."""
         scale, zero_point = self.qparams(self.lowest, self.highest)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)

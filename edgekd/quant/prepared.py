@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,9 @@ from ..errors import UsageError, nearest
 from .echoes import drop_echoes, restore_echoes
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .folding import fold_batch_norm
-from .graph import attribute, operation, set_training
-from .integers import fix_weight_scales, keep_float, pad_integers, quantize_biases
-from .learned import LearnedWeightFakeQuantize
+from .graph import MATRIX, attribute, layers, operation, set_training
+from .integers import TRANSPOSED, fix_weight_scales, keep_float, pad_integers, quantize_biases
+from .learned import LearnedPerChannelFakeQuantize
 from .pt2e import convert_pt2e, insert_fake_quantization
 from .quantizer import PlacingQuantizer
 from .quiet import quiet
@@ -70,9 +70,11 @@ def _follow_switches(module: nn.Module, _: object) -> None:
 class Converted(nn.Module):
     """A network with integer weights and Q/DQ operators. forward: image [N, C, H, W] -> {"logits": [N, K]}."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, layers: Sequence[str] = ()) -> None:
         super().__init__()
         self.network = network
+        #: Module paths of what has a weight, in the order in which it runs.
+        self.layers = list(layers)
 
     def train(self, mode: bool = True) -> Converted:
         self.training = False
@@ -116,7 +118,7 @@ def prepare(
     drop_echoes(graph)
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, LearnedWeightFakeQuantize):
+        if isinstance(module, LearnedPerChannelFakeQuantize):
             module.learn(attribute(graph, node.args[0]))
     return Prepared(graph, names, scheme, qat, float_layers).to(device)
 
@@ -185,13 +187,15 @@ def convert(prepared: nn.Module) -> nn.Module:
     fold_batch_norm(graph)
     restore_echoes(graph)
     fix_weight_scales(graph)
+    weighted = [node for node in graph.graph.nodes if operation(node) in MATRIX | TRANSPOSED]
+    paths = [(layers(node) or ("",))[-1] for node in weighted]
     with quiet():
         converted = convert_pt2e(graph)
     pad_integers(converted)
     if network.scheme.placement == "onnxruntime":
         quantize_biases(converted)
         keep_float(converted)
-    return Converted(converted)
+    return Converted(converted, paths)
 
 
 def _check_paths(network: nn.Module, float_layers: Collection[str]) -> None:

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .graph import CONVOLUTIONS, MATRIX, layers, operation, users
-from .learned import LearnedActivationFakeQuantize, LearnedWeightFakeQuantize
+from .learned import LearnedActivationFakeQuantize, LearnedPerChannelFakeQuantize
 from .pt2e import (
     Q_ANNOTATION_KEY,
     QuantizationAnnotation,
@@ -59,7 +59,7 @@ class PlacingQuantizer(Quantizer):
         largest = 2 ** (scheme.weight_bits - 1) - 1
         self.weight = QuantizationSpec(
             dtype=torch.int8,
-            observer_or_fake_quant_ctr=LearnedWeightFakeQuantize if learned else WeightPerChannelFakeQuantize,
+            observer_or_fake_quant_ctr=LearnedPerChannelFakeQuantize if learned else WeightPerChannelFakeQuantize,
             quant_min=-largest,
             quant_max=largest,
             qscheme=torch.per_channel_symmetric,

@@ -200,7 +200,7 @@ def test_bad_arguments(trained: nn.Module, digits: Tensor) -> None:
     prepared = prepare(trained, digits[:8], SCHEMES["x86-u8s8"], qat=False)
     with pytest.raises(UsageError, match="no calibration method 'kl'"):
         calibrate(prepared, [digits[:8]], method="kl")
-    with pytest.raises(UsageError, match="percentile 0.999 is not above 50"):
+    with pytest.raises(UsageError, match=r"percentile 0\.999 is not above 50"):
         calibrate(prepared, [digits[:8]], method="percentile", percentile=0.999)
     with pytest.raises(UsageError, match="batch 0 holds NaN"):
         calibrate(prepared, [digits[:8] * float("inf")], method="mse")
