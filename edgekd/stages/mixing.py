@@ -24,8 +24,12 @@ DOCUMENT = "precision.json"
 
 
 def precision_problems(stage: Any, context: Context) -> Iterator[Problem]:
-    """Patterns that match nothing, and wishes about time where none can be measured."""
+    """Patterns that match nothing, wishes about time where none can be measured, and what needs training or none."""
     where = context.where
+    if stage.heal.epochs == 0:
+        for name in ("learned", "warmup"):
+            if getattr(stage, name):
+                yield Problem(f"{where}.{name}", "is about healing, and heal.epochs is 0", "heal = { epochs = 3 }")
     if context.source is not None and stage.float_layers:
         paths = [path for path, _ in build(context.source).named_modules() if path]
         for i, pattern in enumerate(stage.float_layers):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import nn
+from torch import Tensor, nn
 
 from .. import quant, ranks
 from ..artifact import Artifact, ModelSpec
-from ..errors import EdgekdError, Problem
+from ..errors import EdgekdError, Problem, UsageError
 from ..learner import Learner, Student, parse_objectives
 from ..models import Tapped
 from ..objectives import Objectives
@@ -46,6 +46,16 @@ class Quantize(BaseModel):
         "auto", description="auto: what each profile's runtime fuses; a scheme; or several, each a step of its own"
     )
     calibration: int = Field(512, gt=0, description="training images that set the first ranges")
+    ranges: Literal["min-max", "percentile", "entropy", "mse"] = Field(
+        "min-max", description="what of the calibration images' activations a range covers"
+    )
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="of ranges = 'percentile': (100 - this) % are left out at each end"
+    )
+    learned: bool = Field(False, description="scales that train while healing (LSQ) instead of observed ranges")
+    warmup: float = Field(
+        0.0, ge=0, le=0.5, description="the share of healing with int8 weights only; the last epoch is kept then"
+    )
     backend: Backend = Field("edgekd", description="what quantizes; the others work without training and yield a file")
     mode: Mode = Field(
         "static",
@@ -126,8 +136,9 @@ class Quantize(BaseModel):
 
         def prepared_as(student: nn.Module, taps: Sequence[str], floats: Collection[str], qat: bool) -> nn.Module:
             made = Tapped(student, taps)
-            prepared = quant.prepare(made, workspace.example, scheme, qat=qat, float_layers=floats)
-            quant.calibrate(prepared, (batch["image"] for batch in workspace.calibration(self.calibration)))
+            learned = qat and self.learned
+            prepared = quant.prepare(made, workspace.example, scheme, qat=qat, float_layers=floats, learned=learned)
+            quant.calibrate(prepared, self._drawn(workspace), method=self.ranges, percentile=self.percentile)
             quant.enable_fake_quant(prepared)
             return prepared
 
@@ -147,7 +158,9 @@ class Quantize(BaseModel):
         if training:
             learner = workspace.learner([Student(network, objectives)], teaching(self.heal), tap=quantized)
             prepared = learner.student
-            metrics = workspace.train(learner, self.heal, self._freezing)[0].metrics
+            # Epochs of a gradual start are judged with float activations: the best of them would be no int8 network.
+            settings = self.heal.model_copy(update={"keep": "last"}) if self.warmup else self.heal
+            metrics = workspace.train(learner, settings, self._on_epoch)[0].metrics
         else:
             prepared = quantized(network, taps)
         quant.freeze(prepared)
@@ -156,10 +169,21 @@ class Quantize(BaseModel):
             if record.kept_float is not None:
                 return self._float(workspace, network, record)
         made = {"scheme": scheme.name, "qat": training, "taps": taps, "shapes": shapes}
-        made |= {"float_layers": record.float_layers}
+        made |= {"float_layers": record.float_layers, "learned": training and self.learned}
         documents = {DOCUMENT: record.model_dump(mode="json")}
         spec = source.manifest.model
         return workspace.save(prepared, spec, metrics=metrics, quantization=made, documents=documents)
+
+    def _drawn(self, workspace: Workspace) -> Iterator[Tensor]:
+        """Batches of images to calibrate with. Raises UsageError where all are of one class."""
+        classes = workspace.data.classes
+        seen: set[int] = set()
+        for batch in workspace.calibration(self.calibration):
+            seen.update(batch["label"].tolist())
+            yield batch["image"]
+        if len(seen) == 1 and seen != {-1} and len(classes) > 1:
+            what = f"all {self.calibration} calibration images are of class {classes[seen.pop()]!r}"
+            raise UsageError(what, where="quantize.calibration", hint="ranges of the other classes would be guessed")
 
     def _float(self, workspace: Workspace, network: nn.Module, record: PrecisionRecord) -> Artifact:
         """The float network as this stage's result: what follows works on it as on any other."""
@@ -168,7 +192,9 @@ class Quantize(BaseModel):
         documents = {DOCUMENT: record.model_dump(mode="json")}
         return workspace.save(network, spec, metrics={"kept_float": record.kept_float}, documents=documents)
 
-    def _freezing(self, epoch: int, learner: Learner) -> None:
-        """Ranges and batch-norm statistics settle before the last weights do."""
+    def _on_epoch(self, epoch: int, learner: Learner) -> None:
+        """Weights are quantized first, activations after them; ranges and batch-norm statistics settle before the
+        last weights do."""
+        quant.enable_fake_quant(learner.student, activations=epoch >= self.warmup * self.heal.epochs)
         if epoch >= self.heal.epochs / 2:
             quant.freeze(learner.student)
