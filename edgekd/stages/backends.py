@@ -73,9 +73,8 @@ def backend_problems(stage: Any, scheme: Scheme, context: Context) -> Iterator[P
 
 
 def _ranges_problems(stage: Any, methods: dict[str, str], where: str) -> Iterator[Problem]:
-    ranges = getattr(stage, "ranges", "min-max")
-    if stage.mode == "static" and ranges not in methods:
-        what = f"backend {stage.backend} has no ranges {ranges!r}"
+    if stage.mode == "static" and _ranges(stage) not in methods:
+        what = f"backend {stage.backend} has no ranges {_ranges(stage)!r}"
         yield Problem(f"{where}.ranges", what, f"it has {', '.join(methods)}")
 
 
@@ -87,16 +86,20 @@ def quantize_elsewhere(stage: Any, scheme: Scheme, workspace: Workspace) -> Arti
     makes of it. Raises StageError where the backend fails, UsageError for calibration images that are not finite.
     """
     source = workspace.parents["source"]
+    images = _calibration(workspace, stage.calibration) if stage.mode == "static" else []
     network = load_network(source).eval()
     package = "onnxruntime" if stage.backend == "onnxruntime" else "neural-compressor"
     with writing(workspace.destination) as directory, tempfile.TemporaryDirectory() as scratch:
-        plain, file = Path(scratch) / "float.onnx", directory / FILE
-        _export(network, source, workspace, plain)
+        exported, file = Path(scratch) / "exported.onnx", directory / FILE
         if stage.backend == "onnxruntime":
-            made, options = _by_onnxruntime(stage, scheme, workspace, plain, Path(scratch) / "quantized.onnx")
+            _export(network, source, workspace, exported)
+            model, options = _by_onnxruntime(stage, scheme, images, exported)
         else:
-            made, options = _by_neural_compressor(stage, source, network, workspace, Path(scratch) / "quantized.onnx")
-        _write(made, like=plain, path=file)
+            converted, options = _by_neural_compressor(stage, network, images, workspace)
+            _export(converted, source, workspace, exported)
+            model = onnx.load(exported)
+            weights.fold_quantized_weights(model)
+        _write(model, like=exported, path=file)
         metrics = _compared(file, network, workspace)
         record = {
             "backend": stage.backend,
@@ -110,45 +113,41 @@ def quantize_elsewhere(stage: Any, scheme: Scheme, workspace: Workspace) -> Arti
 
 
 def _by_onnxruntime(
-    stage: Any, scheme: Scheme, workspace: Workspace, plain: Path, quantized: Path
+    stage: Any, scheme: Scheme, images: list[Tensor], exported: Path
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    quantized = exported.with_name("quantized.onnx")
     if stage.mode == "weight-only":
-        model = onnx.load(plain)
+        model = onnx.load(exported)
         if not weights.store_weights_as_int8(model):
             raise StageError("no weight is large enough to be stored as int8", where="quantize.mode")
         return model, {}
     if stage.mode == "dynamic":
-        options = onnxruntime.quantize_dynamic(plain, quantized)
+        options = onnxruntime.quantize_dynamic(exported, quantized)
     else:
-        images = [batch.numpy() for batch in _calibration(workspace, stage.calibration)]
-        ranges = getattr(stage, "ranges", "min-max")
-        options = onnxruntime.quantize_static(plain, quantized, images, scheme, ranges)
+        arrays = [batch.numpy() for batch in images]
+        options = onnxruntime.quantize_static(exported, quantized, arrays, scheme, _ranges(stage))
     return onnx.load(quantized), options
 
 
 def _by_neural_compressor(
-    stage: Any, source: Artifact, network: nn.Module, workspace: Workspace, quantized: Path
-) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    images = _calibration(workspace, stage.calibration)
-    ranges = getattr(stage, "ranges", "min-max")
-    options: dict[str, Any]
+    stage: Any, network: nn.Module, images: list[Tensor], workspace: Workspace
+) -> tuple[nn.Module, dict[str, Any]]:
     if stage.tune is None:
-        converted = neural_compressor.quantize(network, workspace.example, images, ranges)
-        options = {"ranges": ranges}
-    else:
-        known, labels = _judged(workspace)
+        options = {"ranges": _ranges(stage)}
+        return neural_compressor.quantize(network, workspace.example, images, options["ranges"]), options
+    known, labels = _judged(workspace)
 
-        def accuracy(candidate: nn.Module) -> float:
-            with torch.no_grad():
-                answers = torch.cat([candidate(part)["logits"].argmax(1) for part in known.split(256)])
-            return float((answers == labels).float().mean())
+    def accuracy(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            answers = torch.cat([candidate(part)["logits"].argmax(1) for part in known.split(256)])
+        return float((answers == labels).float().mean())
 
-        converted, tuned = neural_compressor.tune(network, workspace.example, images, accuracy, stage.tune.max_drop)
-        options = {"tune": tuned}
-    _export(converted, source, workspace, quantized)
-    model = onnx.load(quantized)
-    weights.fold_quantized_weights(model)
-    return model, options
+    converted, tuned = neural_compressor.tune(network, workspace.example, images, accuracy, stage.tune.max_drop)
+    return converted, {"tune": tuned}
+
+
+def _ranges(stage: Any) -> str:
+    return str(getattr(stage, "ranges", "min-max"))
 
 
 def _export(network: nn.Module, source: Artifact, workspace: Workspace, path: Path) -> None:
@@ -163,7 +162,7 @@ def _export(network: nn.Module, source: Artifact, workspace: Workspace, path: Pa
 
 
 def _write(model: onnx.ModelProto, like: Path, path: Path) -> None:
-    """Write a checked file with the metadata of the float one, which tools drop or add to."""
+    """Write a checked file with the metadata of the exported one, which tools drop or add to."""
     plain = onnx.load(like, load_external_data=False)
     del model.metadata_props[:], model.graph.value_info[:]
     model.metadata_props.extend(plain.metadata_props)
