@@ -253,6 +253,8 @@ def _add(
         keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
         key = _key(config, keys, recipe, data, stage.inputs())
         path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
+        if made.source is not None:  # the run that it may lie in counts other branches too
+            path = next(directory.glob(f"[0-9]*-{one}-{key[:12]}"), path)
         spec = specs[i] if i < len(specs) else None
         choice = next(iter((made.choices[name] or [])[i:]), None)
         belongs = (name, branch.profiles, branch.scheme)
