@@ -55,6 +55,9 @@ def backend_problems(stage: Any, scheme: Scheme, context: Context) -> Iterator[P
         what = f"backend {stage.backend} leaves no network that trains, got {stage.heal.epochs} epochs"
         hint = 'heal = { epochs = 0 }, or backend = "edgekd" for quantization-aware training'
         yield Problem(f"{where}.heal.epochs", what, hint)
+    for field in ("learned", "warmup", "float_layers", "mixed"):
+        if getattr(stage, field):
+            yield Problem(f"{where}.{field}", f"backend {stage.backend} knows nothing of it", 'backend = "edgekd" does')
     if scheme.placement != "onnxruntime":
         what = f"scheme {scheme.name} is placed for {scheme.placement}, backend {stage.backend} does not do that"
         yield Problem(f"{where}.scheme", what, 'backend = "edgekd" places for every runtime')
@@ -73,8 +76,8 @@ def backend_problems(stage: Any, scheme: Scheme, context: Context) -> Iterator[P
 
 
 def _ranges_problems(stage: Any, methods: dict[str, str], where: str) -> Iterator[Problem]:
-    if stage.mode == "static" and _ranges(stage) not in methods:
-        what = f"backend {stage.backend} has no ranges {_ranges(stage)!r}"
+    if stage.mode == "static" and stage.ranges not in methods:
+        what = f"backend {stage.backend} has no ranges {stage.ranges!r}"
         yield Problem(f"{where}.ranges", what, f"it has {', '.join(methods)}")
 
 
@@ -125,7 +128,7 @@ def _by_onnxruntime(
         options = onnxruntime.quantize_dynamic(exported, quantized)
     else:
         arrays = [batch.numpy() for batch in images]
-        options = onnxruntime.quantize_static(exported, quantized, arrays, scheme, _ranges(stage))
+        options = onnxruntime.quantize_static(exported, quantized, arrays, scheme, stage.ranges, stage.percentile)
     return onnx.load(quantized), options
 
 
@@ -133,7 +136,7 @@ def _by_neural_compressor(
     stage: Any, network: nn.Module, images: list[Tensor], workspace: Workspace
 ) -> tuple[nn.Module, dict[str, Any]]:
     if stage.tune is None:
-        options = {"ranges": _ranges(stage)}
+        options = {"ranges": stage.ranges}
         return neural_compressor.quantize(network, workspace.example, images, options["ranges"]), options
     known, labels = _judged(workspace)
 
@@ -144,10 +147,6 @@ def _by_neural_compressor(
 
     converted, tuned = neural_compressor.tune(network, workspace.example, images, accuracy, stage.tune.max_drop)
     return converted, {"tune": tuned}
-
-
-def _ranges(stage: Any) -> str:
-    return str(getattr(stage, "ranges", "min-max"))
 
 
 def _export(network: nn.Module, source: Artifact, workspace: Workspace, path: Path) -> None:

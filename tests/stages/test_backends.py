@@ -199,6 +199,10 @@ QAT = {"use": "quantize", "heal": {"epochs": 1, "objectives": ["ce"]}}
         ({"backend": "onnxruntime", "tune": {}}, (), "stage[0].tune", "ONNX Runtime has no tuning"),
         ({"tune": {"max_drop": 0.1}}, (), "stage[0].tune", "another backend"),
         ({"backend": "neural-compressor", "tune": {"max_drop": 0}}, (), "stage[0].tune.max_drop", "greater than 0"),
+        ({"backend": "onnxruntime", "ranges": "mse"}, (), "stage[0].ranges", "no ranges 'mse'"),
+        ({"backend": "neural-compressor", "ranges": "entropy"}, (), "stage[0].ranges", "no ranges 'entropy'"),
+        ({"backend": "onnxruntime", "float_layers": ["linear"]}, (), "stage[0].float_layers", "knows nothing"),
+        ({"backend": "onnxruntime", "mixed": "latency"}, (), "stage[0].mixed", "knows nothing"),
         ({"backend": "onnx"}, (), "stage[0].backend", "'neural-compressor'"),
         ({"backend": "onnxruntime"}, ({"use": "export", "input": "uint8"},), "stage[1].input", "float32"),
         (
@@ -248,7 +252,7 @@ def test_ranges_come_from_all_calibration_images_by_the_method_asked_for(
         onnxruntime.quantize_static(plain("resnet"), tmp_path / "q.onnx", batches, SCHEMES["x86-u8s8"], ranges)
         found[ranges] = input_scale(tmp_path / "q.onnx")
     assert found["min-max"] == pytest.approx(5 / 255, rel=1e-5)
-    # 230,400 values: the two far away are less than the 0.001 % that its percentiles leave out.
+    # 230,400 values: two of them are less than what percentiles leave out.
     assert found["percentile"] < 1.1 / 255
     assert found["entropy"] < 4 / 255
 
