@@ -11,7 +11,7 @@ from .fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from .graph import MATRIX, attribute, operation
 from .quantizer import PADS
 
-__all__ = ["fix_weight_scales", "keep_float", "pad_integers", "quantize_biases"]
+__all__ = ["TRANSPOSED", "fix_weight_scales", "keep_float", "pad_integers", "quantize_biases"]
 
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 

@@ -155,7 +155,7 @@ def test_show_profiles_artifacts_and_files(finished: Any, edgekd: Call) -> None:
     pruned = next(finished.directory.glob("02-prune-*"))
     text = edgekd("show", str(pruned)).out
     assert f"prune  {pruned}" in text
-    assert re.search(r"group +\S+: \d+ -> \d+ channels", text)
+    assert re.search(r"^layer2\.0\.conv1 +\d+ -> \d+ +\d+ %", text, re.MULTILINE)
     document = json.loads(edgekd("show", str(pruned), "--json").out)
     assert document["manifest"]["kind"] == "prune"
     file = next(finished.directory.glob("04-export-*/model.onnx"))
