@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any
 from .scheme import SCHEMES, Scheme, scheme_named
 
 if TYPE_CHECKING:
+    from .bias import correct_bias
     from .calibration import calibrate
+    from .equalisation import equalise
     from .placed import Placement, matrix_layers, placements
     from .prepared import convert, enable_fake_quant, freeze, prepare
+    from .rounding import adapt_rounding
     from .sensitivity import harms
 
 __all__ = [
     "SCHEMES",
     "Placement",
     "Scheme",
+    "adapt_rounding",
     "calibrate",
     "convert",
+    "correct_bias",
     "enable_fake_quant",
+    "equalise",
     "freeze",
     "harms",
     "matrix_layers",
@@ -29,9 +35,12 @@ __all__ = [
 ]
 
 _PLACES = {
+    "bias": ("correct_bias",),
     "calibration": ("calibrate",),
+    "equalisation": ("equalise",),
     "placed": ("Placement", "matrix_layers", "placements"),
     "prepared": ("convert", "enable_fake_quant", "freeze", "prepare"),
+    "rounding": ("adapt_rounding",),
     "sensitivity": ("harms",),
 }
 
