@@ -44,10 +44,14 @@ def sensitivity(
         hint = nearest(importance, get_args(Importance))
         raise UsageError(f"no importance {importance!r}", where="--importance", hint=hint)
     found = find_source(source, FLOAT)
+    manifest = found.artifact.manifest
+    if manifest.quantization is not None or manifest.kind == "export":
+        hint = f"name one that a stage {', '.join(FLOAT[:-1])} or {FLOAT[-1]} left"
+        raise UsageError(f"a {manifest.kind} artifact holds no float network", where=source, hint=hint)
     network = load_network(found.artifact)
     recipe = recipe_beside(found, source, data, [] if profile is None else [f'profiles=["{profile}"]'])
     planned = plan(recipe.model_copy(update={"stage": []}), found.artifact.path.parent, source=found.artifact)
-    device, used = planned.profiles[0], found.artifact.manifest.preprocessing
+    device, used = planned.profiles[0], manifest.preprocessing
     split = "validation" if len(planned.data.validation) else "train"
 
     def drawn(name: str) -> list[dict[str, Any]]:

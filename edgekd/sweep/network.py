@@ -48,7 +48,7 @@ def sweep(
     divergence of the class probabilities from the whole network's in nats, and `drop`, what top-1 accuracy falls by
     (None without labels). Each list begins with what is most harmful, groups with half of them gone. `macs` are shares
     of the network's: left at a step, saved without a block, of a layer. What may not go has a `reason`.
-    Raises StageError where the network can neither be pruned nor quantized.
+    Raises StageError where there is nothing that could be pruned or quantized.
     """
     network = copy.deepcopy(network).eval()
     example = measured[0]["image"][:1]
@@ -60,8 +60,9 @@ def sweep(
         layers, not_quantized = in_integers(network, pairs, calibration, scheme, macs, emit), None
     except EdgekdError as error:
         layers, not_quantized = [], error.problems[0].what
-    if not_pruned is not None and not_quantized is not None:
-        raise StageError(f"nothing to sweep: {not_pruned}; {not_quantized}", where="sensitivity")
+    if not (groups or blocks or layers):
+        why = [reason for reason in (not_pruned, not_quantized) if reason]
+        raise StageError("; ".join(["nothing to sweep: no layer was found", *why]), where="sensitivity")
     return {
         "importance": importance,
         "channel_multiple": channel_multiple,
