@@ -211,7 +211,9 @@ def test_rounded_weights_survive_saving_loading_and_converting(
 ) -> None:
     import onnxruntime
 
-    prepared = quantized(trained, digits)
+    network = copy.deepcopy(trained)
+    equalise(network, digits[:8])
+    prepared = quantized(network, digits)
     assert adapt_rounding(prepared, [digits[:64]], iterations=100) > 0
     save_file(prepared.state_dict(), tmp_path / "state.safetensors")
     fresh = prepare(Net(), digits[:8], X86, qat=False)
