@@ -53,7 +53,7 @@ def _log_probabilities(prepared: nn.Module, images: Tensor) -> Tensor:
 
 def _switch(modules: Iterable[nn.Module], enabled: bool) -> None:
     for module in modules:
-        module.enable_fake_quant(enabled)  # type: ignore[operator]
+        module.quantizes = enabled  # type: ignore[assignment]
 
 
 def _around(prepared: Prepared, place: Placement) -> list[nn.Module]:

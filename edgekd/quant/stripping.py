@@ -18,8 +18,13 @@ __all__ = ["in_float", "integer_layers"]
 CONVOLUTION, PRODUCTS = "Conv", ("Gemm", "MatMul")
 #: Between an operator and the Q behind it: the runtime computes them in one.
 ABSORBED = ("Relu", "Clip")
-#: Quantized where one input is, or where all are; other operators go by their first.
+#: Quantized where one input is, where all are, or where the first is; anything else is float, whatever it reads.
 ANY, ALL = ("Add", "Mul"), ("Concat",)
+FIRST = {
+    *("Relu", "Clip", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "ReduceMean", "AveragePool", "MaxPool"),
+    *("GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Pad"),
+    *("DepthToSpace", "SpaceToDepth", "Identity"),
+}
 
 
 def integer_layers(model: onnx.ModelProto) -> int:
@@ -50,8 +55,10 @@ def in_float(model: onnx.ModelProto, layers: Collection[int]) -> onnx.ModelProto
             runs = id(node) not in chosen
         elif node.op_type in ANY:
             runs = any(held)
+        elif node.op_type in ALL:
+            runs = all(held)
         else:
-            runs = all(held) if node.op_type in ALL else sources.get(0) in quantized
+            runs = node.op_type in FIRST and sources.get(0) in quantized
         if runs and sources:
             integer.add(id(node))
         for i, source in sources.items():

@@ -30,6 +30,13 @@ def precision_problems(stage: Any, context: Context) -> Iterator[Problem]:
         for name in ("learned", "warmup"):
             if getattr(stage, name):
                 yield Problem(f"{where}.{name}", "is about healing, and heal.epochs is 0", "heal = { epochs = 3 }")
+    for i, name in enumerate(stage.corrections):
+        place = f"{where}.corrections[{i}]"
+        if stage.heal.epochs and name != "equalise":
+            what = f"{name!r} mends a network that is not trained, and heal.epochs is {stage.heal.epochs}"
+            yield Problem(place, what, "heal = { epochs = 0 }, or leave it out: training does more")
+        if name in stage.corrections[:i]:
+            yield Problem(place, f"{name!r} stands there twice")
     if context.source is not None and stage.float_layers:
         paths = [path for path, _ in build(context.source).named_modules() if path]
         for i, pattern in enumerate(stage.float_layers):

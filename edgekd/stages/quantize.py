@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -55,6 +56,10 @@ class Quantize(BaseModel):
     learned: bool = Field(False, description="scales that train while healing (LSQ) instead of observed ranges")
     warmup: float = Field(
         0.0, ge=0, le=0.5, description="the share of healing with int8 weights only; the last epoch is kept then"
+    )
+    corrections: list[Literal["equalise", "bias", "round"]] = Field(
+        default=[],
+        description="equalise: channel ranges across layers, before training too; bias and round (AdaRound): without",
     )
     backend: Backend = Field("edgekd", description="what quantizes; the others work without training and yield a file")
     mode: Mode = Field(
@@ -131,6 +136,10 @@ class Quantize(BaseModel):
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
         scheme = scheme_named(self._scheme, "quantize.scheme")
         training = self.heal.epochs > 0
+        even = network
+        if "equalise" in self.corrections:
+            even = copy.deepcopy(network)
+            quant.equalise(even, workspace.example)
         objectives = self.heal.objectives if training else ["ce"]
         taps = Objectives(parse_objectives(objectives)).taps("student")
 
@@ -143,7 +152,7 @@ class Quantize(BaseModel):
             return prepared
 
         def untrained(floats: Collection[str]) -> nn.Module:
-            return prepared_as(network, [], floats, False)
+            return prepared_as(even, [], floats, False)
 
         pricing = Pricing(workspace, network, source.manifest.preprocessing, untrained)
         record = decided(self, pricing, matching(self.float_layers, network))
@@ -156,13 +165,18 @@ class Quantize(BaseModel):
 
         metrics: dict[str, Any] = {}
         if training:
-            learner = workspace.learner([Student(network, objectives)], teaching(self.heal), tap=quantized)
+            learner = workspace.learner([Student(even, objectives)], teaching(self.heal), tap=quantized)
             prepared = learner.student
             # Epochs of a gradual start are judged with float activations: the best of them would be no int8 network.
             settings = self.heal.model_copy(update={"keep": "last"}) if self.warmup else self.heal
             metrics = workspace.train(learner, settings, self._on_epoch)[0].metrics
         else:
-            prepared = quantized(network, taps)
+            prepared = quantized(even, taps)
+            for name in self.corrections:
+                if name == "bias":
+                    quant.correct_bias(prepared, self._drawn(workspace))
+                elif name == "round":
+                    quant.adapt_rounding(prepared, self._drawn(workspace), seed=workspace.recipe.seed)
         quant.freeze(prepared)
         if self.keep_float:
             record = ranks.from_first(lambda: verdict(record, pricing, prepared))
