@@ -165,6 +165,10 @@ def run_steps(
         _same_plan(plan)
         if ranks.first() and not (plan.alone and (plan.directory / "recipe.toml").exists()):
             write_atomically(plan.directory / "recipe.toml", to_toml(plan.recipe))
+        for step in plan.steps:
+            if step.choice is not None:
+                chosen = {"model": step.choice.model, "text": step.choice.text}
+                emit({"event": "student", "stage": step.name, **chosen})
         for index, step in enumerate(plan.steps[: last + 1]):
             place = {"index": index, "stages": last + 1, "path": str(step.directory)}
             done = ranks.from_first(partial(getattr, step, "done"))

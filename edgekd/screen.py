@@ -71,6 +71,8 @@ def line(event: Event) -> str | None:
         )
     if kind == "float":
         return f"  {event['stage']} stays float: {event['why']}"
+    if kind == "student":
+        return f"student of {event['stage']}: {event['text']}"
     if kind == "elsewhere":
         return f"  {event['profile']} is not measured here: {event['why']}"
     if kind == "accuracy":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edgekd import screen
 from edgekd.artifact import Artifact
 from edgekd.errors import RecipeError
 from edgekd.pipeline import Plan, plan, run_steps
@@ -185,7 +186,12 @@ def test_a_run_trains_what_was_chosen_and_its_recipe_says_what_was_asked(
     monkeypatch.chdir(tmp_path)
     asked = recipe(model={**AUTO, "p50_ms": 0.1})
     asked["teacher"]["model"] = {"use": "cifar-resnet", "depth": 8, "width": 4}
-    run_steps(plan(parse_recipe(asked), Path("run")), lambda event: None)
+    events: list[dict[str, Any]] = []
+    run_steps(plan(parse_recipe(asked), Path("run")), events.append)
+    assert (events[0]["event"], events[0]["stage"]) == ("student", "distill")
+    told = screen.line(events[0])
+    assert told is not None
+    assert told.startswith("student of distill: cifar-resnet-8x16: p50 0.0")
     assert load_recipe("run/recipe.toml").stage[0].args["model"] == {**AUTO, "p50_ms": 0.1}
     shutil.rmtree("cache")
     clock.formula = lambda args, precision: args["depth"] * args["width"] / 1e6
