@@ -124,11 +124,12 @@ def advice(layers: Sequence[StoredLayer], why: Sequence[Sequence[str]]) -> str |
         if len(given) < len(layers):
             return "quantize the layers that have no Q/DQ, if they cost time"
         return "this is a float file: edgekd quantize, with the profile of the device that runs it"
-    if placed_for_tensorrt(layers):
+    output = any(word in text for text in given for word in (NOT_OUTPUT, "stands between", "needs a Q", "in float too"))
+    if output and placed_for_tensorrt(layers):
         return 'this file is placed for TensorRT: quantize for ONNX Runtime on x86 with scheme = "x86-u8s8"'
     if SIGNED in given:
         return 'quantize with unsigned activations: scheme = "x86-u8s8"'
-    if any("stands between" in text or NOT_OUTPUT in text or "needs a Q" in text for text in given):
+    if output:
         return "put a Q/DQ pair behind each convolution, after its batch norm (folded) and ReLU, and nothing in between"
     if INPUT in given or WEIGHT in given:
         return "quantize both input and weight of each layer"

@@ -115,3 +115,78 @@ def convolution(
     if twice:
         return g.save(path, g.add("Sigmoid", [x]), g.add("Add", [y, x]))
     return g.save(path, g.add("Sigmoid", [y]), *taps)
+
+
+def product(
+    path: Path,
+    op: str = "MatMul",
+    *,
+    activation: str = "u8",
+    quantized_input: bool = True,
+    quantized_weight: bool = True,
+    quantized_output: bool = True,
+    computed_weight: bool = False,
+    bias: str = "none",
+    **attributes: Any,
+) -> Path:
+    """x [4, 16] -> (Q/DQ) -> MatMul or Gemm with 8 columns -> (Q/DQ)."""
+    g = Graph((4, 16))
+    x = g.pair("x", activation) if quantized_input else "x"
+    values = g.random_weight(16, 8)
+    if computed_weight:
+        w = g.add("Transpose", [g.add("Tanh", ["x"])])
+    else:
+        w = g.weight("w", values, axis=1) if quantized_weight else g.constant("w", values)
+    inputs = [x, w]
+    if bias == "int32":
+        inputs.append(g.bias("b", 8, 0.02 * np.abs(values).max(axis=0) / 127))
+    elif bias == "float":
+        inputs.append(g.constant("b", g.random_weight(8)))
+    y = g.add(op, inputs, "the_layer", **attributes)
+    if quantized_output:
+        y = g.pair(y, activation, 0.05)
+    return g.save(path, g.add("Sigmoid", [y]))
+
+
+def integer_convolution(path: Path) -> tuple[Path, Array]:
+    """QuantizeLinear -> QLinearConv -> DequantizeLinear, as in ONNX Runtime's QOperator format; and the real weight."""
+    g = Graph()
+    values = g.random_weight(8, 8, 3, 3)
+    scales = (np.abs(values).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    integers = np.round(values / scales.reshape(-1, 1, 1, 1)).astype(np.int8)
+    x = [g.constant("x_scale", np.float32(0.02)), g.constant("x_zero", np.uint8(100))]
+    w = [g.constant("w", integers), g.constant("w_scale", scales), g.constant("w_zero", np.zeros(8, np.int8))]
+    y = [g.constant("y_scale", np.float32(0.05)), g.constant("y_zero", np.uint8(128))]
+    quantized = g.add("QuantizeLinear", ["x", *x])
+    g.constant("b", np.arange(8, dtype=np.int32))
+    made = g.add("QLinearConv", [quantized, *x, *w, *y, "b"], "the_layer", pads=[1, 1, 1, 1])
+    return g.save(path, g.add("DequantizeLinear", [made, *y])), values
+
+
+def dynamic_product(path: Path) -> tuple[Path, Array]:
+    """DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul, as in ONNX Runtime's dynamic format; the real weight."""
+    g = Graph((4, 16))
+    values = g.random_weight(16, 8)
+    scale = np.float32(np.abs(values).max() / 127)
+    g.constant("w", np.round(values / scale).astype(np.int8))
+    g.constant("w_scale", scale)
+    g.constant("w_zero", np.int8(0))
+    g.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"], name="dynamic"))
+    made = g.add("MatMulInteger", ["xq", "w", "xz", "w_zero"], "the_layer")
+    real = g.add("Cast", [made], to=TensorProto.FLOAT)
+    scales = g.add("Mul", ["xs", "w_scale"])
+    return g.save(path, g.add("Mul", [real, scales])), values
+
+
+def chain_of_convolutions(path: Path, *, quantized: bool, names: bool = True, signed: bool = False) -> Path:
+    """x -> four 1x1 convolutions (8 -> 16 -> 8 -> 16 -> 8 channels) with ReLUs; the same weights in each form."""
+    g = Graph(("batch", 8, 6, 6))
+    dtype = "s8" if signed else "u8"
+    value = g.pair("x", dtype) if quantized else "x"
+    for i in range(4):
+        weight = g.random_weight(*((16, 8) if i % 2 == 0 else (8, 16)), 1, 1)
+        w = g.weight(f"w{i}", weight) if quantized else g.constant(f"w{i}", weight)
+        value = g.add("Relu", [g.add("Conv", [value, w], f"conv{i}" if names else "")])
+        if quantized:
+            value = g.pair(value, dtype, 0.1, -128 if signed else 0)
+    return g.save(path, g.add("ReduceMean", [value], keepdims=0))
