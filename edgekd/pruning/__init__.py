@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from ..errors import StageError
 from ..models import outputs
 from .blocks import Block
+from .budget import Met
 from .candidates import Found, find
 from .costs import Predicted
 from .goal import Compared, Task, Timing, goal_of
 from .graph import Edit, apply, channel_groups
-from .knapsack import Knapsack, uniform
+from .knapsack import uniform
 from .plan import BlockPlan, GroupPlan, Importance, LatencyTarget, PruningPlan, Target
+from .progress import Spent, spend
 from .ranking import IMPORTANCES
 from .rounds import merged
 from .search import Positions, count_bytes, count_macs, count_parameters, removed_channels, surgery, without
-from .sensitivity import harm
 from .soundness import difference
 
 __all__ = ["IMPORTANCES", "BlockPlan", "Compared", "GroupPlan", "Importance", "LatencyTarget", "PruningPlan"]
@@ -87,27 +88,31 @@ def prune(
         tapped=tapped,
     )
     images = [batch["image"] for batch in batches] or [example]
-    harms = harm(whole, found.candidates, images)
     original = whole if reference is None else copy.deepcopy(reference).eval()
     goal = goal_of(Task(original, whole, example, found.candidates, part), target, timing)
-    knapsack = Knapsack(found.candidates, harms, goal.predicted)
-
-    def solve(share: float) -> dict[str, int] | None:
-        if strategy == "uniform":
-            return uniform(found.candidates, goal.predicted, goal.cost(share))
-        return knapsack.solve(goal.cost(share))
-
-    met = goal.meet(solve, knapsack.least())
-    if met.positions is None:
+    layers = goal.layers
+    least = {c.name: len(c.steps) - 1 for c in found.candidates}
+    budget = goal.budget(least)
+    if budget is None:
+        spent = Spent(Met(None, goal.measured(least)), {})
+    elif budget >= goal.start:  # an earlier round came so far, or it was fast enough
+        spent = Spent(Met(dict.fromkeys(least, 0), goal.start), dict.fromkeys(least, 0))
+    elif strategy == "uniform":
+        met = goal.meet(budget, lambda share: uniform(found.candidates, goal.predicted, goal.cost(share)), least)
+        spent = Spent(met, met.positions or {})
+    else:
+        spent = spend(goal, budget, images)
+    if spent.met.positions is None:
         total = f"{len(found.candidates)} of {len(found.groups) + len(found.blocks)} groups of channels and blocks"
-        raise goal.unreachable(met, total, _more_room(found, channel_multiple))
-    edits, attributes, removed = surgery(found.candidates, met.positions)
+        raise goal.unreachable(spent.met, total, _more_room(found, channel_multiple))
+    positions = spent.positions
+    edits, attributes, removed = surgery(found.candidates, positions)
     problem = difference(whole, example, edits, attributes)
     if problem:
         raise StageError(f"the pruned network would be broken: {problem}", hint="protect some of its layers")
     apply(network, edits, attributes, removed)
-    after = without(whole, found.candidates, met.positions)
-    groups, blocks = _plans(found, met.positions, harms, goal.predicted)
+    after = without(whole, found.candidates, positions)
+    groups, blocks = _plans(found, positions, spent.harm, Predicted(layers, found.candidates))
     return PruningPlan(
         target=target,
         importance=importance,
@@ -127,7 +132,7 @@ def prune(
 
 
 def _plans(
-    found: Found, positions: Positions, harms: Mapping[str, Sequence[float]], predicted: Predicted
+    found: Found, positions: Positions, harm: Mapping[str, float], predicted: Predicted
 ) -> tuple[list[GroupPlan], list[BlockPlan]]:
     candidates = {c.name: c for c in found.candidates}
     gone = [c.name for c in found.candidates if isinstance(c.group, Block) and positions[c.name]]
@@ -155,7 +160,7 @@ def _plans(
                 importance_removed_share=share,
                 attributes=group.attributes(units),
                 saved=saved(group.name) if removed else 0.0,
-                harm=harms[group.name][position] if removed else 0.0,
+                harm=harm.get(group.name) if removed else None,
                 block=home,
                 reason_kept=None if removed else (group.reason_kept if home is None else None) or kept,
             )
@@ -165,7 +170,7 @@ def _plans(
             name=block.name,
             removed=block.name in gone,
             saved=saved(block.name) if block.name in gone else 0.0,
-            harm=harms[block.name][1] if block.name in harms else None,
+            harm=harm.get(block.name),
             reason_kept=None if block.name in gone else block.reason_kept or "the target was met without it",
         )
         for block in found.blocks

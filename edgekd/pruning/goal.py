@@ -62,26 +62,31 @@ class Task:
 
 
 class _Goal:
-    """predicted: the cost of a setting; start: the network's share of its reference, as measured."""
+    """A budget, a share of the reference's cost. predicted: the cost of settings of the candidates at hand.
+
+    start: the share that the network had at first, as measured.
+    """
 
     def __init__(self, task: Task, layers: Sequence[Layer]) -> None:
-        self.task = task
-        self.predicted = Predicted(layers, task.candidates)
-        self._whole = self.predicted.total({})
+        self.task, self.layers = task, list(layers)
+        self.network, self.candidates = task.network, task.candidates
+        self.predicted = Predicted(self.layers, self.candidates)
+        self.whole_cost = self.predicted.total({})
         self.start = 1.0
+
+    def go_on(self, network: nn.Module, candidates: Sequence[Candidate], removed: Sequence[str]) -> None:
+        """From here on it is about what is left of the network, without the removed blocks."""
+        self.network, self.candidates = network, candidates
+        self.layers = [x for x in self.layers if not any(x.tensor.startswith(f"{block}.") for block in removed)]
+        self.predicted = Predicted(self.layers, candidates)
 
     def cost(self, share: float) -> float:
         """The predicted cost that stands for a share of the reference."""
-        return share / self.start * self._whole
+        return share / self.start * self.whole_cost
 
-    def _share(self, positions: Positions) -> float:
-        return self.start * self.predicted.total(positions) / self._whole
-
-    def _within_reach(self, final: float, least: Positions, measured: Callable[[Positions], float]) -> Met | None:
-        """A first part is not gone where the way leads nowhere."""
-        if self.task.part < 1 and (share := measured(least)) > final:
-            return Met(None, share)
-        return None
+    def predicted_share(self, positions: Positions) -> float:
+        """The share of the reference that a setting is predicted to have."""
+        return self.start * self.predicted.total(positions) / self.whole_cost
 
 
 class Counted(_Goal):
@@ -93,19 +98,25 @@ class Counted(_Goal):
         self.whole = self._count(task.reference)
         self.start = self._count(task.network) / self.whole
 
-    def meet(self, solve: Solve, least: Positions) -> Met:
-        """The setting that comes nearest, none of whose steps could be taken back."""
-        if unmet := self._within_reach(self.target.share, least, self._measured):
-            return unmet
-        budget = self.target.share**self.task.part
-        met = meet(budget, solve, least, self._share, self._measured, near=NEAR_COUNTED, tries=MOST_COUNTS)
-        if met.positions is not None:
-            positions = dict(met.positions)
-            for name in positions:
-                while positions[name] and self._measured(back := {**positions, name: positions[name] - 1}) <= budget:
-                    positions = back
-            met.positions, met.share = positions, self._measured(positions)
-        return met
+    def budget(self, least: Positions) -> float | None:
+        """The share to come to; None where the target is out of reach, which a first part is not gone for."""
+        if self.task.part < 1 and self.measured(least) > self.target.share:
+            return None
+        return self.target.share**self.task.part
+
+    def meet(self, budget: float, solve: Solve, least: Positions) -> Met:
+        """The setting that comes nearest."""
+        return meet(budget, solve, least, self.predicted_share, self.measured, near=NEAR_COUNTED, tries=MOST_COUNTS)
+
+    def taken_back(self, budget: float, candidates: Sequence[Candidate], positions: dict[str, int]) -> dict[str, int]:
+        """With every step of the network at first undone that fits."""
+        for name in positions:
+            while positions[name]:
+                back = {**positions, name: positions[name] - 1}
+                if self._count(without(self.task.network, candidates, back)) / self.whole > budget:
+                    break
+                positions = back
+        return positions
 
     def unreachable(self, met: Met, prunable: str, hint: str) -> UsageError:
         """What is the nearest."""
@@ -122,8 +133,9 @@ class Counted(_Goal):
     def latency(self) -> None:
         """Nothing was timed."""
 
-    def _measured(self, positions: Positions) -> float:
-        return self._count(without(self.task.network, self.task.candidates, positions)) / self.whole
+    def measured(self, positions: Positions) -> float:
+        """The share of the reference that is left."""
+        return self._count(without(self.network, self.candidates, positions)) / self.whole
 
     def _count(self, network: nn.Module) -> int:
         if self.target.measure == "macs":
@@ -137,30 +149,43 @@ class Timed(_Goal):
     def __init__(self, task: Task, target: LatencyTarget, timing: Timing) -> None:
         super().__init__(task, timing.layers(task.network, task.example, task.candidates))
         self.target, self.timing = target, timing
-        self.compared: dict[tuple[int, ...], Compared] = {}
+        self.compared: list[Compared] = []
+        self.met: tuple[Compared, float] | None = None
+        self.tried: list[tuple[float, float]] = []
         self.wanted = target.speedup or 0.0
-        self.met: Met | None = None
 
-    def meet(self, solve: Solve, least: Positions) -> Met:
-        """The slowest setting that is measured to be fast enough."""
-        nothing = dict.fromkeys(least, 0)
+    def budget(self, least: Positions) -> float | None:
+        """The share to come to, `start` or more where it is fast enough; None where the target is out of reach."""
         if self.task.network is not self.task.reference or self.target.p50_ms is not None:
-            untouched = self._compare(nothing)
-            self.start = 1 / untouched.speedup.value
+            self.start = self.measured(dict.fromkeys(least, 0))
             if self.target.p50_ms is not None:
-                self.wanted = untouched.before.value / self.target.p50_ms
-        if self.wanted * self.start <= 1:  # it is fast enough as it is
-            self.met = Met(nothing, self.start)
-            return self.met
-        self.met = self._within_reach(1 / self.wanted, least, self._measured)
-        if self.met is None:
-            budget = 1 / self.wanted**self.task.part
-            self.met = meet(budget, solve, least, self._share, self._measured, near=NEAR_TIMED, tries=MOST_TIMINGS)
-        return self.met
+                self.wanted = self.compared[-1].before.value / self.target.p50_ms
+        if self.task.part < 1 and self.wanted * self.start > 1 and self.measured(least) > 1 / self.wanted:
+            return None
+        return 1 / self.wanted**self.task.part
+
+    def meet(self, budget: float, solve: Solve, least: Positions) -> Met:
+        """The slowest setting that is measured to be fast enough."""
+        at: dict[tuple[tuple[str, int], ...], Compared] = {}
+
+        def measured(positions: Positions) -> float:
+            share = self.measured(positions)
+            at[tuple(sorted(positions.items()))] = self.compared[-1]
+            return share
+
+        met = meet(budget, solve, least, self.predicted_share, measured, near=NEAR_TIMED, tries=MOST_TIMINGS)
+        self.tried = [(1 / predicted, 1 / share) for predicted, share in met.tried]
+        if met.positions is not None:
+            self.met = at[tuple(sorted(met.positions.items()))], self.predicted_share(met.positions)
+        return met
+
+    def taken_back(self, budget: float, candidates: Sequence[Candidate], positions: dict[str, int]) -> dict[str, int]:
+        """What was measured stays."""
+        return positions
 
     def unreachable(self, met: Met, prunable: str, hint: str) -> UsageError:
         """What is the nearest: the fastest that was measured."""
-        fastest = min(self.compared.values(), key=lambda c: c.after.value / c.before.value)
+        fastest = max(self.compared, key=lambda c: c.speedup.value)
         at = f"target.latency.{'speedup' if self.target.speedup is not None else 'p50_ms'}"
         speedup = math.floor(fastest.speedup.value * 100) / 100
         got = f"{speedup:.2f}x ({fastest.after.value:.3f} ms instead of {fastest.before.value:.3f})"
@@ -174,31 +199,23 @@ class Timed(_Goal):
 
     def latency(self) -> LatencyPlan:
         """What was predicted and measured of the result of `meet`."""
-        assert self.met is not None
-        assert self.met.positions is not None
-        compared = self._compare(self.met.positions)
-        scale = compared.before.value
+        compared, share = self.met or (self.compared[0], self.start)
         return LatencyPlan(
             profile=self.timing.profile,
             precision=self.target.precision,
             wanted_speedup=self.wanted,
-            predicted_ms_before=scale,
-            predicted_ms_after=scale * self._share(self.met.positions),
+            predicted_ms_after=compared.before.value * share,
             measured_ms_before=compared.before,
             measured_ms_after=compared.after,
             speedup=compared.speedup,
-            measurements=[(1 / share, 1 / measured) for share, measured in self.met.tried],
+            measurements=self.tried,
         )
 
-    def _measured(self, positions: Positions) -> float:
-        return 1 / self._compare(positions).speedup.value
-
-    def _compare(self, positions: Positions) -> Compared:
-        key = tuple(positions[c.name] for c in self.task.candidates)
-        if key not in self.compared:
-            pruned = without(self.task.network, self.task.candidates, positions)
-            self.compared[key] = self.timing.compare(self.task.reference, pruned)
-        return self.compared[key]
+    def measured(self, positions: Positions) -> float:
+        """The share of the reference's time, measured side by side."""
+        pruned = without(self.network, self.candidates, positions)
+        self.compared.append(self.timing.compare(self.task.reference, pruned))
+        return 1 / self.compared[-1].speedup.value
 
 
 Goal = Counted | Timed

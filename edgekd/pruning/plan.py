@@ -107,10 +107,10 @@ class GroupPlan(_Record):
         description="predicted: what the network would cost more with this group whole and all else as decided; in ms, "
         "MACs, parameters or bytes, as the target",
     )
-    harm: float = Field(
-        0.0,
-        description="measured on calibration images with these channels alone gone: mean KL divergence of the answers "
-        "from those of the whole network, in nats",
+    harm: float | None = Field(
+        None,
+        description="what its removal added to the mean KL divergence of the answers from those of the whole network, "
+        "on calibration images, beside what was gone by then; in nats. Null where none went, or it was not asked for",
     )
     block: str | None = Field(None, description="the removed block that it was a part of; no channel is left then")
     reason_kept: str | None = Field(None, description="why no channel of it was removed; null where some were")
@@ -123,7 +123,7 @@ class BlockPlan(_Record):
     removed: bool
     saved: float = Field(0.0, description="predicted, as a group's")
     harm: float | None = Field(
-        None, description="measured with this block alone gone, as a group's; null where it was no candidate"
+        None, description="as a group's; of one that stayed, what it would have added in the end; null: no candidate"
     )
     reason_kept: str | None = Field(None, description="why it stayed; null where it went")
 
@@ -134,8 +134,7 @@ class LatencyPlan(_Record):
     profile: str
     precision: Literal["fp32", "int8"]
     wanted_speedup: float = Field(description="of a target in ms, the one that leads there")
-    predicted_ms_before: float = Field(description="by the table of layers, which the first measurement calibrates")
-    predicted_ms_after: float
+    predicted_ms_after: float = Field(description="by the table of layers, from the measured time before")
     measured_ms_before: Interval
     measured_ms_after: Interval
     speedup: Interval = Field(description="before / after, paired by round, measured side by side on noise")
@@ -154,7 +153,9 @@ class PruningPlan(_Record):
     groups: list[GroupPlan]
     blocks: list[BlockPlan] = Field(default=[], description="whole residual blocks; empty where depth stays as it is")
     harm: float = Field(
-        0.0, description="with all of it gone, before healing: mean KL divergence on calibration images, in nats"
+        0.0,
+        description="with all of it gone, before healing: mean KL divergence of the answers on calibration images, in "
+        "nats; of several rounds their sum",
     )
     latency: LatencyPlan | None = None
     macs_before: int

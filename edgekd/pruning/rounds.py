@@ -47,7 +47,7 @@ def _after(earlier: GroupPlan, later: GroupPlan) -> GroupPlan:
             "importance_removed_share": share + (1 - share) * later.importance_removed_share,
             "attributes": later.attributes or earlier.attributes,
             "saved": earlier.saved + later.saved,
-            "harm": earlier.harm + later.harm,
+            "harm": sum(filter(None, (earlier.harm, later.harm))) if removed else None,
             "reason_kept": None if removed else later.reason_kept,
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .blocks import Block
+from .clone import clone
 from .graph import ChannelGroup, Edit, apply, merged, slices
 
 __all__ = [
@@ -51,7 +51,7 @@ class Candidate:
 
 def count_macs(network: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of one forward pass in evaluation mode, as torch's flop counter sees them (2 a MAC)."""
-    twin = copy.deepcopy(network).eval()
+    twin = clone(network).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(example)
     return int(counter.get_total_flops()) // 2
@@ -109,6 +109,6 @@ def surgery(
 
 def without(network: nn.Module, candidates: Sequence[Candidate], positions: Positions) -> nn.Module:
     """A copy of the network with what is gone removed."""
-    twin = copy.deepcopy(network)
+    twin = clone(network)
     apply(twin, *surgery(candidates, positions))
     return twin

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import StageError
 from ..models import outputs
+from .clone import clone
 from .graph import apply
 from .prefix import Calls, reusing, run_keeping
 from .search import Candidate, surgery
@@ -130,7 +131,7 @@ def effects(
         target = own if other is None else _log_probabilities(other(inputs))
         start, right = _divergence(target, own), _right(own, labels)
         for key, change in changes.items():
-            changed = copy.deepcopy(whole)
+            changed = clone(whole)
             change.make(changed)
             reusing(changed, {path: kept[path] for path in before[key]})
             found = _log_probabilities(changed(inputs))
