@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from .. import ranks
 from ..artifact import ModelSpec, digest, write_atomically
 from ..bench import Interval
+from ..bench.env import BUSY
 from ..data import Dataset
 from ..errors import EdgekdError, Problem, RecipeError, StageError
 from ..profile import Profile, load_profile
@@ -47,6 +48,7 @@ class Choice(BaseModel):
     runtime: str
     threads: int
     measured: str
+    busy: float
 
     @property
     def text(self) -> str:
@@ -54,7 +56,8 @@ class Choice(BaseModel):
         precision, p50 = self.asked["precision"], self.p50_ms
         found = f"{p50.value:.3g} ms [{p50.low:.3g}, {p50.high:.3g}], {self.speedup.value:.3g}x {self.against}"
         place = f"measured on {self.profile}, {self.runtime}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.name}: p50 {found}, {precision}, {place}"
+        busy = f", while other programs kept {self.busy:.1f} cores busy" if self.busy > BUSY else ""
+        return f"{self.name}: p50 {found}, {precision}, {place}{busy}"
 
 
 def chosen_students(
@@ -207,6 +210,7 @@ def _chosen(
         runtime=found["runtime"],
         threads=profile.threads,
         measured=found["measured"],
+        busy=found["busy"],
     )
 
 

@@ -97,7 +97,8 @@ def measured_family(
         },
         "candidates": rows_of(members, table, precisions, teacher),
         "cache": str(file),
-        "warnings": disturbances(here),
+        "busy": table.busy,
+        "warnings": disturbances(here, table.busy),
     }
 
 

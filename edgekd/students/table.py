@@ -15,7 +15,7 @@ from torch import nn
 
 from .. import quant
 from ..artifact import ModelSpec, Preprocessing, digest, write_atomically
-from ..bench import Interval, environment, not_here, side_by_side
+from ..bench import Interval, environment, not_here, others_busy, side_by_side
 from ..bench.cache import cache_directory, holds_for
 from ..bench.stats import bootstrap_median, paired_ratio
 from ..errors import UsageError
@@ -51,7 +51,10 @@ class Entry(BaseModel):
 
 
 class Table(BaseModel):
-    """What was measured of a family on one machine. `reference_ms` are medians of rounds, of all sessions."""
+    """What was measured of a family on one machine. `reference_ms` are medians of rounds, of all sessions.
+
+    `busy`: cores that other programs kept busy meanwhile, in the worst session.
+    """
 
     model_config = ConfigDict(extra="forbid")
     version: int = 1
@@ -59,6 +62,7 @@ class Table(BaseModel):
     measured: str
     reference: str
     reference_ms: list[float] = []
+    busy: float = 0.0
     entries: dict[str, Entry] = {}
 
     @property
@@ -115,7 +119,9 @@ def table_of(
                 files[key] = _write(*missing[key], place / f"{i}.onnx", profile, size, classes)
                 if progress is not None:
                     progress(i + 1, len(names))
+            since = others_busy()
             found = compared(first, files, profile)
+            table.busy = max(table.busy, since() or 0.0)
             figures = {key: (*count(build(missing[key][0]), size), files[key].stat().st_size / 1e6) for key in files}
             _add(table, found, figures)
             _keep(table, file)
@@ -177,7 +183,9 @@ def _read(file: Path) -> Table | None:
 def _keep(table: Table, file: Path) -> None:
     """What another process has measured meanwhile stays. A home that cannot be written to costs time, nothing else."""
     other = _read(file)
-    table.entries = {**(other.entries if other is not None else {}), **table.entries}
+    if other is not None and (more := other.entries.keys() - table.entries.keys()):
+        table.entries |= {key: other.entries[key] for key in more}
+        table.busy = max(table.busy, other.busy)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, table.model_dump_json(indent=1) + "\n")
