@@ -48,9 +48,17 @@ def rows_of(
 
 
 def on_front(rows: Sequence[Row], precision: str) -> list[bool]:
-    """Whether no other row has as many MACs and is faster, or more and is as fast."""
-    points = [(row["precisions"][precision]["p50_ms"]["value"], row["macs"]) for row in rows]
-    return [not any(t <= time and m >= macs and (t, m) != (time, macs) for t, m in points) for time, macs in points]
+    """Whether nothing beats a row: is faster with as many MACs, or has more and cannot be told to be slower.
+
+    The second by the row's interval: of two that differ by noise alone, the larger one is the one to take.
+    """
+    points = [(row["precisions"][precision]["p50_ms"], row["macs"]) for row in rows]
+    return [
+        not any(
+            (m > macs and t["value"] <= time["high"]) or (m == macs and t["value"] < time["value"]) for t, m in points
+        )
+        for time, macs in points
+    ]
 
 
 def measured_family(

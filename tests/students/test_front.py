@@ -118,9 +118,17 @@ def test_a_table_from_a_busy_machine_says_so_whenever_it_is_read(clock: Any, mon
     assert not any("busy" in warning for warning in again["warnings"])
 
 
-def test_twins_are_both_on_the_front() -> None:
-    rows = [{"macs": m, "precisions": {"fp32": {"p50_ms": {"value": t}}}} for m, t in [(5, 1), (5, 1), (4, 1), (5, 2)]]
-    assert on_front(rows, "fp32") == [True, True, False, False]
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(5, 1.0, 1.0), (5, 1.0, 1.0), (4, 1.0, 1.0), (5, 2.0, 2.0)], [True, True, False, False]),
+        ([(4, 1.0, 1.1), (5, 1.2, 1.3)], [True, True]),
+        ([(4, 1.0, 1.2), (5, 1.1, 1.3)], [False, True]),  # the same latency, for all that is known
+    ],
+)
+def test_the_front_by_intervals(points: list[tuple[int, float, float]], front: list[bool]) -> None:
+    rows = [{"macs": m, "precisions": {"fp32": {"p50_ms": {"value": t, "high": high}}}} for m, t, high in points]
+    assert on_front(rows, "fp32") == front
 
 
 def test_what_is_known_is_not_measured_again_and_more_is_added(clock: Any) -> None:
