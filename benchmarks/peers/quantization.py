@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from edgekd.artifact import Artifact, write_atomically
 from edgekd.bench import environment, evaluate, measure_latency, side_by_side, speedup
@@ -283,7 +285,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one tool on one network")
     parser.add_argument("--profile", default="cpu-x86")
-    parser.add_argument("--quick", action="store_true", help="a few rounds only: shows that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds and few images: shows that it runs"
+    )
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
@@ -310,9 +314,13 @@ def main() -> None:
     for network in ("resnet20", "resnet56"):
         if network in options.networks and getattr(options, network) is None:
             sys.exit(f"--{network} FILE is wanted for {network}, or leave it out with --networks")
+    if options.quick:
+        options.test_images, options.epochs = min(500, options.test_images), 1
     options.scratch.mkdir(parents=True, exist_ok=True)
     wanted = recipe(options, options.networks[0], 0, {"epochs": 1})
     data = load(wanted.data, 0)
+    if options.quick:
+        data = dataclasses.replace(data, train=data.train.take(torch.arange(5000)))
     rows: list[dict[str, Any]] = []
     for network in options.networks:
         rows += table_of(options, network, data)
