@@ -114,6 +114,20 @@ def test_the_trials_of_a_search_share_its_students(clock: Any, tmp_path: Path) -
     assert json.loads(own.read_text())["model"] == model_of(first)  # so that it goes on by itself, too
 
 
+def test_a_search_may_vary_how_fast_the_student_must_be(clock: Any, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from edgekd.search.space import planned_with, prepare
+
+    asked = recipe()
+    asked["search"] = {"fields": {"stage.distill.model.p50_ms": [0.1, 0.4]}, "trials": 2}
+    space = prepare(parse_recipe(asked), tmp_path / "search")
+    shapes = [
+        model_of(planned_with(space, {"stage.distill.model.p50_ms": ms}, space.trials / str(i)))
+        for i, ms in enumerate([0.1, 0.4])
+    ]
+    assert [(shape["depth"], shape["width"]) for shape in shapes] == [(8, 16), (8, 64)]
+
+
 def test_a_damaged_choice_is_not_chosen_anew(clock: Any, tmp_path: Path) -> None:
     planned(tmp_path / "run")
     (kept,) = (tmp_path / "run").glob("student-*.json")
