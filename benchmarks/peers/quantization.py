@@ -285,9 +285,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one tool on one network")
     parser.add_argument("--profile", default="cpu-x86")
-    parser.add_argument(
-        "--quick", action="store_true", help="few rounds and few images: shows that it runs"
-    )
+    parser.add_argument("--quick", action="store_true", help="few rounds and few images: shows that it runs")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
