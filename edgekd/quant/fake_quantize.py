@@ -15,10 +15,47 @@ from torch import Tensor
 
 from .pt2e import FakeQuantizeBase
 
-__all__ = ["SMALLEST", "ActivationFakeQuantize", "WeightPerChannelFakeQuantize"]
+__all__ = ["SMALLEST", "ActivationFakeQuantize", "WeightPerChannelFakeQuantize", "fake_quantize", "inside"]
 
 #: The smallest scale: a channel of zeros must not get scale 0, which TensorRT refuses and which divides by zero.
 SMALLEST = 1e-9
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """x rounded to integers from `low` to `high` and back, calculated in float32 whatever its type.
+
+    On a CPU `torch.fake_quantize_per_tensor_affine` takes four times as long as these five operators (torch 2.13).
+    """
+    if x.device.type != "cpu":
+        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, low, high).to(x.dtype)
+    step, zero = scale.item(), zero_point.item()
+    y = x * (1 / step) if x.dtype == torch.float32 else x.float().mul_(1 / step)
+    return y.round_().clamp_(low - zero, high - zero).mul_(step).to(x.dtype)
+
+
+def inside(values: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+    """`values` where x is rounded to an integer within the range, 0 elsewhere."""
+    if x.device.type == "cpu":
+        step, zero = scale.item(), zero_point.item()
+        bounds = (low - zero - 0.5) * step, (high - zero + 0.5) * step
+        return torch.ops.aten.hardtanh_backward(values, x, *bounds)
+    return values * ((x >= (low - zero_point - 0.5) * scale) & (x <= (high - zero_point + 0.5) * scale))
+
+
+class FakeQuantize(torch.autograd.Function):
+    """Fake quantization with the straight-through gradient: 1 within the range, 0 beyond. Keeps x alone for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+        # The range moves on before the backward pass where a module runs twice.
+        ctx.save_for_backward(x, scale.clone(), zero_point.clone())
+        ctx.limits = low, high
+        return fake_quantize(x, scale, zero_point, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, zero_point = ctx.saved_tensors
+        return inside(gradients[0], x, scale, zero_point, *ctx.limits), None, None, None, None
 
 
 class _Switched(FakeQuantizeBase):
@@ -85,10 +122,8 @@ class ActivationFakeQuantize(_Switched):
             self._observe(x.detach())
         if not self.quantizes:
             return x
-        # Integers times a scale do not fit into bfloat16: round in float32 whatever the autocast type.
-        return torch.fake_quantize_per_tensor_affine(
-            x.float(), self.scale, self.zero_point, self.quant_min, self.quant_max
-        ).to(x.dtype)
+        found: Tensor = FakeQuantize.apply(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        return found
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:

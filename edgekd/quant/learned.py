@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fake_quantize import SMALLEST, ActivationFakeQuantize, WeightPerChannelFakeQuantize
+from .fake_quantize import SMALLEST, ActivationFakeQuantize, WeightPerChannelFakeQuantize, fake_quantize, inside
 
 __all__ = ["LearnedActivationFakeQuantize", "LearnedPerChannelFakeQuantize"]
 
@@ -36,7 +36,7 @@ class LearnedActivationFakeQuantize(ActivationFakeQuantize):
         if not self.quantizes:
             return x
         scale = _scale(self.log_scale)
-        found: Tensor = _LearnedStep.apply(x, scale, self.zero_point, self.quant_min, self.quant_max, None)
+        found: Tensor = _LearnedStep.apply(x, scale, self.zero_point, self.quant_min, self.quant_max)
         return found
 
     def _settle(self) -> None:
@@ -67,8 +67,7 @@ class LearnedPerChannelFakeQuantize(WeightPerChannelFakeQuantize):
         if not self.quantizes:
             return weight
         scale = _scale(self.log_scale)
-        zero_point = torch.zeros_like(scale, dtype=torch.int32)
-        found: Tensor = _LearnedStep.apply(weight, scale, zero_point, self.quant_min, self.quant_max, self.ch_axis)
+        found: Tensor = _LearnedChannelStep.apply(weight, scale, self.quant_max, self.ch_axis)
         return found
 
 
@@ -77,36 +76,47 @@ def _scale(logarithm: Tensor) -> Tensor:
 
 
 class _LearnedStep(torch.autograd.Function):
-    """Fake quantization with a gradient for the scale, in float32 whatever comes in.
+    """Fake quantization of a tensor with a gradient for its scale, in float32 whatever comes in.
 
     d y / d scale is round(x / scale) - x / scale within the range, and the nearest bound (less the zero point) beyond.
     Both are (y - x where x is within the range) / scale, so only x is kept for the backward pass.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.settings = low, high, axis
-        return _fake_quantize(x.float(), scale, zero_point, low, high, axis).to(x.dtype)
+        ctx.limits = low, high
+        return fake_quantize(x, scale, zero_point, low, high)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero_point = ctx.saved_tensors
-        low, high, axis = ctx.settings
+        value, quantizing = x.float(), (scale, zero_point, *ctx.limits)
+        error = fake_quantize(value, *quantizing).sub_(inside(value, value, *quantizing))
+        to_scale = error.mul_(gradients[0]).sum().reshape(1) / scale
+        return inside(gradients[0], x, *quantizing), to_scale, None, None, None
+
+
+class _LearnedChannelStep(torch.autograd.Function):
+    """The same for the slices along an axis, each with its scale and zero point 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, largest: int, axis: int) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.settings = largest, axis
+        return _fake_quantize_channels(x, scale, largest, axis).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale = ctx.saved_tensors
+        largest, axis = ctx.settings
         gradient, value = gradients[0].float(), x.float()
-        shape = [-1 if d == axis else 1 for d in range(value.dim())]
-        step, zero = scale.reshape(shape), zero_point.reshape(shape)
-        inside = (value >= (low - zero - 0.5) * step) & (value <= (high - zero + 0.5) * step)
-        passed = gradient * inside
-        y = _fake_quantize(value, scale, zero_point, low, high, axis)
-        by_scale = y.mul_(gradient).sub_(value * passed)
-        other = [d for d in range(value.dim()) if d != axis]
-        return passed.to(x.dtype), by_scale.sum(dim=other).reshape(-1) / scale, None, None, None, None
+        within = value.abs() <= (largest + 0.5) * scale.reshape([-1 if d == axis else 1 for d in range(x.dim())])
+        error = _fake_quantize_channels(value, scale, largest, axis) - value * within
+        to_scale = (error * gradient).sum(dim=[d for d in range(x.dim()) if d != axis]) / scale
+        return (gradient * within).to(x.dtype), to_scale, None, None
 
 
-def _fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, axis: int | None) -> Tensor:
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, low, high)
-    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, axis, low, high)
+def _fake_quantize_channels(x: Tensor, scale: Tensor, largest: int, axis: int) -> Tensor:
+    zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, axis, -largest, largest)
