@@ -183,7 +183,7 @@ def steps(
     for name, draft, where in drafted:
         draft = _chosen(made, name, draft, where, data, profiles, directory, problems, emit)
         forked = branches(draft, made.fork_before(draft), *made.scheme_before(draft), profiles)
-        found = list(fork_problems(draft, forked, profiles, where))
+        found = [] if source is not None else list(fork_problems(draft, forked, profiles, where))
         for branch in forked:
             _add(made, name, branch, where, recipe, data, directory, found)
         problems += dict.fromkeys(found)  # what is wrong with every branch is told once

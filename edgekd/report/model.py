@@ -130,7 +130,10 @@ def prepare(results: Results, verdicts: Sequence[VerdictLike]) -> Page:
     return Page(
         results=results,
         quality=quality,
-        profiles=[_profile(p, quality, [v for v in verdicts if v.profile == p.profile]) for p in results.profiles],
+        profiles=[
+            _profile(p, quality, [v for v in verdicts if v.profile == p.profile], of_run=bool(results.lineage))
+            for p in results.profiles
+        ],
         status=_status(verdicts),
         data=f"{results.test_images:,} test images, {len(results.classes)} classes{named}",
         training=training(results.lineage, quality.name, quality.fraction),
@@ -158,7 +161,7 @@ def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 NONE_TEXT = {"None": f.NONE, "True": "yes", "False": "no"}
 
 
-def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike]) -> ProfileView:
+def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLike], *, of_run: bool) -> ProfileView:
     variants = profile.variants
     # What was made for other profiles is no stage on the way to this one's file.
     way = [v for v in variants if v is variants[-1] or not profile.foreign(v)]
@@ -167,7 +170,7 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
         profile=profile.profile,
         measured=_measured(profile),
         sentence=_sentence(variants, quality) if variants else "nothing was measured",
-        file=_file(profile) if len(variants) > 1 else "",
+        file=_file(profile) if of_run and len(variants) > 1 else "",
         tiles=_tiles(variants, quality) if variants else [],
         variants=variants,
         rows=rows,
