@@ -203,7 +203,7 @@ def within(
     low, high = 0, len(sets) - 1  # the last one is float, which loses nothing
     while low < high:
         middle = (low + high) // 2
-        if drop(sets[middle]) <= max_drop:
+        if drop(sets[middle]) <= max_drop + 1e-9:  # 0.9 - 0.895 is a little more than 0.005
             high = middle
         else:
             low = middle + 1
