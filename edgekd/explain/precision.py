@@ -37,5 +37,6 @@ def precision_text(record: Mapping[str, Any]) -> str:
         table.append([layer["path"], layer["precision"], *told, why])
     if len(table) > 1:
         lines += ["", *columns(table), *reasons_text(reasons)]
-        lines.append("columns  harm: of the answers, with this layer alone in int8; gain: time saved by its group")
+        if any(row[2] or row[3] for row in table[1:]):
+            lines.append("columns  harm: of the answers, with this layer alone in int8; gain: time saved by its group")
     return "\n".join(lines)

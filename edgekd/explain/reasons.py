@@ -126,7 +126,7 @@ def advice(layers: Sequence[StoredLayer], why: Sequence[Sequence[str]]) -> str |
         return "this is a float file: edgekd quantize, with the profile of the device that runs it"
     output = any(word in text for text in given for word in (NOT_OUTPUT, "stands between", "needs a Q", "in float too"))
     if output and placed_for_tensorrt(layers):
-        return 'this file is placed for TensorRT: quantize for ONNX Runtime on x86 with scheme = "x86-u8s8"'
+        return 'this file is placed for TensorRT; for ONNX Runtime on x86 quantize with scheme = "x86-u8s8"'
     if SIGNED in given:
         return 'quantize with unsigned activations: scheme = "x86-u8s8"'
     if output:

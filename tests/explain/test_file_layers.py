@@ -22,7 +22,7 @@ from quantized_graphs import (
 from edgekd.explain import Explanation, explain_file, explanation_text
 from edgekd.explain.constants import Graph as Read
 from edgekd.explain.kernels import Kernel
-from edgekd.explain.reasons import SIGNED, reasons
+from edgekd.explain.reasons import BY_CHOICE, SIGNED, reasons
 from edgekd.explain.stored import stored_layers
 from edgekd.profile import load_profile
 
@@ -124,6 +124,14 @@ def test_scales_per_channel_of_an_activation_are_told_with_the_runtimes_words(tm
     assert "QLinearConv" in found.measured["why"]
     assert "edgekd0" not in found.measured["why"]  # the file's own names, not those it was run under
     assert "not measured: ONNX Runtime failed" in explanation_text(found)
+
+
+def test_a_layer_that_edgekd_kept_float_is_told_as_a_choice(tmp_path: Path) -> None:
+    """Equal scales per channel keep ONNX Runtime from quantizing a float weight, which it does behind a single one."""
+    (row,) = explained(convolution(tmp_path / "a.onnx", scale=[0.02] * 8, quantized_weight=False)).layers
+    assert (row.runs, row.why_float) == ("float", [BY_CHOICE])
+    (row,) = explained(convolution(tmp_path / "b.onnx", quantized_weight=False)).layers
+    assert (row.runs, row.why_float, row.stored_weight) == ("int8", [], None)
 
 
 def test_a_range_is_what_the_integers_can_stand_for(tmp_path: Path) -> None:
