@@ -57,7 +57,7 @@ def test_a_run_is_its_last_float_network_and_python_gives_the_same(
     finished: Any, edgekd: Call, narrow: str, monkeypatch: pytest.MonkeyPatch, project: Path
 ) -> None:
     done = edgekd(
-        "sensitivity", "runs/tiny", "--profile", narrow, "--images", "30", "--importance", "hessian", "--json"
+        "sensitivity", "runs/tiny", "--profile", narrow, "--images", "20", "--importance", "hessian", "--json"
     )
     assert done.code == 0, done.err
     document = json.loads(done.out)
