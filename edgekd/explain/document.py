@@ -62,7 +62,9 @@ class Summary(_Record):
     macs: int | None
     ms: float | None = Field(description="all operators of one call, by the profiler")
     float_parent_ms: float | None = Field(None, description="the same of the float network it came from")
-    shares: dict[str, float] = Field(default={}, description="of that time: int8, float, conversion, other")
+    shares: dict[str, float] = Field(
+        default={}, description="of that time: int8, float, weights (integer weights alone), conversion, other"
+    )
     rest: dict[str, float] = Field(default={}, description="operators of `other` with the largest shares")
     hint: str | None = None
 

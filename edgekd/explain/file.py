@@ -83,7 +83,11 @@ def explain(own: Examined, other: Examined | None = None) -> Explanation:
 
 def _notes(own: Examined, other: Examined | None, pairs: dict[int, StoredLayer]) -> list[str]:
     notes = [f"ONNX Runtime cannot run it: {own.ran.problem}"] if own.ran.problem else []
-    missing = sum(x.w is not None and x.index not in pairs for x in own.layers) if other is not None else 0
+    missing = (
+        sum(x.w is not None and x.weight is not None and x.index not in pairs for x in own.layers)
+        if other is not None
+        else 0
+    )
     if missing and other is not None:
         notes.append(f"{missing} quantized layers have no counterpart in {other.path}: is it the same network?")
     if several := [x.name for x in own.layers if x.x is not None and x.x.per_channel and x.w is not None]:
@@ -144,10 +148,18 @@ def _stored(integers: Integers | None) -> Stored | None:
 def _summary(rows: list[LayerRow], operators: list[LayerTime], parent: list[LayerTime], hint: str | None) -> Summary:
     total, before = (sum(t.ms for t in times) for times in (operators, parent))
     spent = {kind: sum(r.ms or 0.0 for r in rows if r.runs == kind) for kind in ("int8", "float")}
+    if weights := sum(r.ms or 0.0 for r in rows if r.runs is not None and r.runs.startswith("w")):
+        spent["weights"] = weights
     spent["conversion"] = sum(t.ms for t in operators if t.op in CONVERSIONS)
     spent["other"] = max(0.0, total - sum(spent.values()))
     shares = {kind: value / total for kind, value in spent.items()} if total else {}
-    if hint is None and before and total > before and shares["conversion"] + shares["other"] > shares["int8"]:
+    if (
+        hint is None
+        and spent["int8"]
+        and before
+        and total > before
+        and shares["conversion"] + shares["other"] > shares["int8"]
+    ):
         hint = "int8 does not pay here: the time is spent around the layers; leave those in float that gain least"
     macs = [r.macs for r in rows if r.macs is not None]
     return Summary(

@@ -122,7 +122,13 @@ def _summary(e: Explanation) -> list[str]:
         counted += f", {s.other_layers} others"
     lines = [f"layers   {counted}; {compact(s.parameters)} weights, {compact(s.macs) or 'unknown'} MACs"]
     if s.ms is not None:
-        kinds = {"int8": "int8 layers", "float": "float layers", "conversion": "Q and DQ", "other": "the rest"}
+        kinds = {
+            "int8": "int8 layers",
+            "float": "float layers",
+            "weights": "weight-only",
+            "conversion": "Q and DQ",
+            "other": "the rest",
+        }
         told = ", ".join(f"{kinds[k]} {100 * v:.0f} %" for k, v in s.shares.items())
         lines.append(f"time     {s.ms:.4f} ms a call: {told}")
         rest = ", ".join(f"{op} {100 * share:.0f} %" for op, share in s.rest.items())
