@@ -85,7 +85,6 @@ class Prune(BaseModel):
 
     def run(self, workspace: Workspace) -> Artifact:
         """Prune and heal, round by round. What was decided is kept: a resumed run goes on with the same network."""
-        torch.manual_seed(workspace.recipe.seed)
         source = workspace.parents["source"]
         original = load_network(source)
         network = copy.deepcopy(original)
@@ -159,6 +158,8 @@ class Prune(BaseModel):
             return {}
         epochs = self.heal.epochs * (i + 1) // self.rounds - self.heal.epochs * i // self.rounds
         settings = self.heal.model_copy(update={"epochs": epochs})
+        # Adapters are drawn alike, whether this process has pruned and healed before or found that done.
+        torch.manual_seed(workspace.recipe.seed + i)
         learner = workspace.learner([Student(network, self.heal.objectives)], teaching(self.heal))
         metrics = workspace.train(learner, settings, part=self._part(i))[0].metrics
         if i + 1 < self.rounds and ranks.first():
