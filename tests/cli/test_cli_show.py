@@ -20,7 +20,7 @@ from edgekd.shipped import shipped
 Call = Callable[..., Any]
 COMMANDS = [
     *("init", "demo", "run", "check", "teacher", "distill", "prune", "quantize", "export"),
-    *("search", "students", "bench", "gate", "report", "list", "show", "doctor", "schema"),
+    *("search", "students", "sensitivity", "bench", "gate", "report", "list", "show", "doctor", "schema"),
 ]
 
 
