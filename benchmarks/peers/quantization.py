@@ -314,6 +314,7 @@ def main() -> None:
             sys.exit(f"--{network} FILE is wanted for {network}, or leave it out with --networks")
     if options.quick:
         options.test_images, options.epochs = min(500, options.test_images), 1
+        options.scratch /= "quick"
     options.scratch.mkdir(parents=True, exist_ok=True)
     wanted = recipe(options, options.networks[0], 0, {"epochs": 1})
     data = load(wanted.data, 0)
