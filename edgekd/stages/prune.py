@@ -115,6 +115,7 @@ class Prune(BaseModel):
             stored = json.loads(file.read_text(encoding="utf-8"))
             if stored["key"] == workspace.key:
                 return PruningPlan.model_validate(stored["plan"]).model_dump(mode="json")
+        torch.manual_seed(workspace.recipe.seed)  # of the adapters in the calibration loss
         batches = list(workspace.calibration(CALIBRATION))
         multiple = self.channel_multiple or 1
         with contextlib.ExitStack() as stack:
