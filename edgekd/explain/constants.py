@@ -93,6 +93,9 @@ class Graph:
         if node.op_type == QUANTIZE:
             x, integers = self.value(node.input[0]), self.integers_of(node)
             return None if x is None or integers is None else _quantized(x, integers)
+        if node.op_type == "Mul" and node.input[1] in self.tensors:
+            x, factor = self.value(node.input[0]), self.value(node.input[1])
+            return None if x is None or factor is None else x.astype(factor.dtype) * factor
         if node.op_type not in {"Identity", "Transpose", "Reshape", "Cast", "Squeeze", "Unsqueeze"}:
             return None
         x = self.value(node.input[0])
@@ -134,7 +137,17 @@ class Graph:
             return None
         if node.op_type == DEQUANTIZE:
             return self.integers_of(node)
+        if node.op_type == "Mul" and node.input[1] in self.tensors:
+            return self._scaled(node)
         return self.quantized(node.input[0]) if node.op_type in MOVES else None
+
+    def _scaled(self, product: Any) -> Integers | None:
+        """Weights stored as integers alone: Mul(Cast(integers), scales) is calculated when the file is loaded."""
+        cast = self.producer.get(product.input[0])
+        dtype = self.dtype(cast.input[0]) if cast is not None and cast.op_type == "Cast" else ""
+        scale = numpy_helper.to_array(self.tensors[product.input[1]])
+        axis = next((d for d, n in enumerate(scale.shape) if n > 1), None)
+        return Integers(dtype, scale.ravel(), None, axis) if dtype else None
 
     def original(self, name: str) -> Array | None:
         """The float weight where the file holds one and quantizes it when it is loaded; None otherwise."""

@@ -31,7 +31,7 @@ OPERATORS = {
     **{name: 3 if name.startswith(("QLinear", "QGemm")) else 1 for name in INTEGER_OPERATORS},
 }
 #: Behind these a constant is still the same weight.
-STILL = {QUANTIZE, DEQUANTIZE, "Transpose", "Reshape", "Identity", "Cast"}
+STILL = {QUANTIZE, DEQUANTIZE, "Transpose", "Reshape", "Identity", "Cast", "Mul"}
 CONVOLUTIONS = {"Conv", "FusedConv", "QLinearConv", "ConvInteger"}
 ATTENTION = {"Attention", "MultiHeadAttention", "QAttention"}
 

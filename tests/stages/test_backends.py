@@ -20,6 +20,8 @@ from torch import nn
 from edgekd.artifact import Artifact
 from edgekd.data import Split
 from edgekd.errors import ArtifactError, RecipeError, UsageError
+from edgekd.explain.constants import Graph
+from edgekd.explain.stored import stored_layers
 from edgekd.models import build
 from edgekd.onnx_file import optimised_layers, read_metadata
 from edgekd.pipeline import Plan, plan, run_steps
@@ -373,15 +375,19 @@ def test_weights_alone_are_rounded_by_output_channel_and_shared_ones_once(tmp_pa
     turned = weight if kind == "Gemm" else np.ascontiguousarray(weight.T)
     more = {"transB": 1} if kind == "Gemm" else {}
     nodes = [
-        helper.make_node(kind, ["image", "w"], ["h"], **more),
-        helper.make_node(kind, ["h", "w"], ["logits"], **more),
+        helper.make_node(kind, ["image", "layer.weight"], ["h"], **more),
+        helper.make_node(kind, ["h", "layer.weight"], ["logits"], **more),
     ]
-    model = graph_of(nodes, {"w": turned}, 16)
+    model = graph_of(nodes, {"layer.weight": turned}, 16)
     assert store_weights_as_int8(model) == 1
     [stored] = [numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.INT8]
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     rounded = np.round(weight / np.where(step > 0, step, 1))
     np.testing.assert_array_equal(stored if kind == "Gemm" else stored.T, rounded)
+    for layer in stored_layers(model, Graph(model)):
+        assert layer.w is not None
+        assert (layer.w.dtype, layer.x, layer.path) == ("s8", None, "layer")
+        np.testing.assert_allclose(layer.weight, (rounded * step).T, rtol=1e-6)
     expected = image @ (rounded * step).T @ (rounded * step).T
     np.testing.assert_allclose(answers(model, tmp_path / "f.onnx", image), expected, rtol=1e-4, atol=1e-4)
 

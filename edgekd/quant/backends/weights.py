@@ -38,11 +38,11 @@ def store_weights_as_int8(model: onnx.ModelProto) -> int:
         if name not in stored:
             stored[name] = axis
             integers, scale = _rounded(weight, axis)
-            graph.initializer.append(numpy_helper.from_array(integers, f"{name}.int8"))
-            graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
-            made.append(helper.make_node("Cast", [f"{name}.int8"], [f"{name}.cast"], to=onnx.TensorProto.FLOAT))
-            made.append(helper.make_node("Mul", [f"{name}.cast", f"{name}.scale"], [f"{name}.float"]))
-        node.input[1] = f"{name}.float"
+            graph.initializer.append(numpy_helper.from_array(integers, f"{name}_quantized"))
+            graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+            made.append(helper.make_node("Cast", [f"{name}_quantized"], [f"{name}_cast"], to=onnx.TensorProto.FLOAT))
+            made.append(helper.make_node("Mul", [f"{name}_cast", f"{name}_scale"], [f"{name}_float"]))
+        node.input[1] = f"{name}_float"
     _put_first(graph, made)
     _drop_unused(graph)
     return len(stored)
