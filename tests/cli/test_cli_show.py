@@ -100,7 +100,7 @@ def test_a_reader_that_has_enough_is_no_failed_gate() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "profiles", "recipes"])
+@pytest.mark.parametrize("kind", [*KINDS, "profiles", "recipes", "importances"])
 def test_every_kind_can_be_listed_and_each_entry_has_a_line(edgekd: Call, kind: str) -> None:
     document = json.loads(edgekd("list", kind, "--json").out)
     assert (document["version"], document["kind"]) == (1, kind)
