@@ -71,7 +71,7 @@ def _decided(stage: Any, pricing: Pricing, floats: Collection[str]) -> Precision
         record = priced(pricing, stage.scheme, wanted=stage.mixed, floats=floats)
     training = stage.heal.epochs > 0
     if stage.keep_float and record.measured is not None and record.measured.speedup.high < 1 and training:
-        record = record.model_copy(update={"kept_float": _slower(record) + "; healing would not change that"})
+        record = _kept(record, _slower(record) + "; healing would not change that")
     if training:
         workspace.partial.mkdir(parents=True, exist_ok=True)
         write_atomically(stored, json.dumps(record.model_dump(mode="json")))
@@ -91,7 +91,14 @@ def verdict(record: PrecisionRecord, pricing: Pricing, prepared: nn.Module) -> P
     if measured.speedup.high >= 1 or sign * (after - before) >= 0:
         return record
     why = f"{_slower(record)}, and less accurate: {task.headline} {after:.4f}, float {before:.4f}"
-    return record.model_copy(update={"kept_float": why})
+    return _kept(record, why)
+
+
+def _kept(record: PrecisionRecord, why: str) -> PrecisionRecord:
+    """The same with every layer in float."""
+    update = {"precision": "float", "reason": "the whole network stays float"}
+    layers = [layer.model_copy(update=update) if layer.precision == "int8" else layer for layer in record.layers]
+    return record.model_copy(update={"kept_float": why, "layers": layers})
 
 
 def _slower(record: PrecisionRecord) -> str:

@@ -38,6 +38,21 @@ class Device:
         return min(self.takes(layers_of(*names)) for names in every)
 
 
+class Lucky(Device):
+    """Times a hopeless set once as if it were the fastest by far."""
+
+    def __call__(self, sets: Mapping[str, frozenset[str]]) -> dict[str, float]:
+        found = super().__call__(sets)
+        return found | ({"up to block1": 5.0} if self.timed <= len(START) and "up to block1" in found else {})
+
+
+def test_what_was_fast_once_by_luck_is_timed_again() -> None:
+    device = Lucky([0.9, 0.6, 0.6, 0.6, 0.5, 0.5], 0.1)
+    found = fastest(START, GROUPED, device)
+    assert device.takes(found.int8) == pytest.approx(device.best())
+    assert found.speedup == pytest.approx(6 / device.best())
+
+
 def layers_of(*names: str) -> frozenset[str]:
     return frozenset(path for name in names for path in GROUPED[name])
 

@@ -100,6 +100,7 @@ def test_what_is_slower_and_less_accurate_is_not_handed_out(
     assert "accuracy 0.8900, float 0.9000" in record.kept_float
     assert record.measured is not None
     assert (record.measured.float_metric, record.measured.own_metric, record.measured.images) == (0.9, 0.89, 100)
+    assert {(layer.precision, layer.reason) for layer in record.layers} == {("float", "the whole network stays float")}
     [told] = [event for event in events if event["event"] == "float"]
     assert told["why"] == record.kept_float
     found = write_onnx(artifact, tmp_path / "model.onnx", dataset, opset=18)  # what follows goes on as always
