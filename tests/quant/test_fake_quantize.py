@@ -109,3 +109,22 @@ def test_bfloat16_in_and_out() -> None:
     y = module(x)
     assert y.dtype == torch.bfloat16
     assert (y.float() - x.float()).abs().max().item() <= module.scale.item()
+
+
+@pytest.mark.parametrize(("dtype", "scheme", "low", "high"), KINDS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_values_and_gradients_are_those_of_torchs_own_operator(
+    dtype: torch.dtype, scheme: torch.qscheme, low: int, high: int, precision: torch.dtype
+) -> None:
+    module = ActivationFakeQuantize(dtype, scheme, low, high).eval()
+    module.set_range(-0.8, 1.3)
+    x = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(3)).to(precision)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    incoming = torch.randn(x.shape, generator=torch.Generator().manual_seed(4)).to(precision)
+    got = module(ours)
+    expected = torch.fake_quantize_per_tensor_affine(theirs.float(), module.scale, module.zero_point, low, high)
+    assert torch.equal(got, expected.to(precision))
+    (got * incoming).sum().backward()
+    (expected.to(precision) * incoming).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+    assert 0.1 < (ours.grad == 0).float().mean() < 0.6
