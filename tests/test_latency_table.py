@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from edgekd.models import build, specify
+from edgekd.onnx_file import optimised_layers
 from edgekd.profile import Profile, load_profile
 from edgekd.pruning.candidates import find
 from edgekd.pruning.costs import Predicted
 from edgekd.pruning.latency import LatencyTable, cache_directory, timed_layers
-from edgekd.pruning.one_layer import Precision, Shape, measure_layers
+from edgekd.pruning.one_layer import Precision, Shape, layer_file, measure_layers
 
 CPU = load_profile("cpu-x86")
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -118,3 +119,12 @@ def test_real_layers_are_timed_beyond_the_call_that_runs_them(precision: Precisi
     ms = measure_layers([small, large, depthwise, token, row], CPU, precision)
     assert all(0 < one < 50 for one in ms)
     assert ms[1] > 10 * ms[0]  # 256 times the work
+
+
+def test_int8_layers_are_computed_in_integers(tmp_path: Path) -> None:
+    for i, shape in enumerate([conv(16, 16, 8), Shape("linear", 32, 64, (16,)), Shape("linear", 64, 10, ())]):
+        file = tmp_path / f"{i}.onnx"
+        file.write_bytes(layer_file(shape, 3, CPU, "int8").SerializeToString())
+        assert optimised_layers(file) == {"int8": 3, "float": 0}
+        file.write_bytes(layer_file(shape, 1, CPU, "fp32").SerializeToString())
+        assert optimised_layers(file) == {"int8": 0, "float": 1}

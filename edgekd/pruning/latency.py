@@ -26,7 +26,7 @@ __all__ = ["LatencyTable", "cache_directory", "timed_layers"]
 #: Channel counts at which a layer is measured, along each of its two sides.
 ANCHORS = 5
 #: Raised when what is measured, or how, changes.
-VERSION = 1
+VERSION = 2
 
 Measure = Callable[[Sequence[Shape], Profile, Precision], list[float]]
 

@@ -19,7 +19,7 @@ from ..profile import Profile
 from ..quant.scheme import scheme_named
 from ..runtimes import open_session
 
-__all__ = ["Precision", "Shape", "measure_layers"]
+__all__ = ["Precision", "Shape", "layer_file", "measure_layers"]
 
 Precision = Literal["fp32", "int8"]
 #: A layer's time is what so many copies on one input take beyond one of them, by copy: calls, and the reordering of
@@ -76,7 +76,7 @@ def _measured(shapes: Sequence[Shape], profile: Profile, precision: Precision) -
                 pair = []
                 for copies in (1, COPIES):
                     file = Path(directory) / f"{i}-{copies}.onnx"
-                    file.write_bytes(_file(shape, copies, profile, precision).SerializeToString())
+                    file.write_bytes(layer_file(shape, copies, profile, precision).SerializeToString())
                     session = open_session(file, runtime=profile.runtime, threads=profile.threads)
                     sessions.append(session)
                     pair.append(session.bound(noise(session, profile.protocol.batch)))
@@ -113,17 +113,17 @@ def _block(call: Callable[[], None], count: int) -> float:
     return float(np.median(taken)) / 1e6
 
 
-def _file(shape: Shape, copies: int, profile: Profile, precision: Precision) -> onnx.ModelProto:
+def layer_file(shape: Shape, copies: int, profile: Profile, precision: Precision) -> onnx.ModelProto:
     """`copies` of the layer on one input, added up. Both files of a pair have the same additions, except for those
     that a float convolution absorbs."""
     graph = _Graph(profile if precision == "int8" else None)
-    batch = profile.protocol.batch
+    batch = "batch"  # left open, as in an exported file: what the runtime fuses depends on it
     if shape.kind == "conv":
         dims = [batch, shape.inputs, *shape.size]
         weight = (shape.outputs, shape.inputs // shape.groups, *shape.kernel)
     else:
         dims = [batch, *shape.size, shape.inputs]
-        weight = (shape.inputs, shape.outputs)
+        weight = (shape.outputs, shape.inputs)
     x = graph.activation("image")
     parts = [_layer(graph, shape, x, weight, i) for i in range(copies)]
     absorbed = precision == "fp32" and shape.kind == "conv"
@@ -145,8 +145,11 @@ def _file(shape: Shape, copies: int, profile: Profile, precision: Precision) -> 
 
 def _layer(graph: _Graph, shape: Shape, x: str, weight: tuple[int, ...], copy: int) -> str:
     if shape.kind == "linear":
-        w = graph.weight(weight, 1, copy)
-        product = graph.add("MatMul", x, w, quantized=False)
+        # As the exporter writes them: what the runtime fuses depends on it.
+        w = graph.weight(weight, copy)
+        if not shape.size:
+            return graph.add("Gemm", x, w, graph.bias(shape.outputs), quantized=False, transB=1)
+        product = graph.add("MatMul", x, graph.add("Transpose", w, quantized=False, perm=[1, 0]), quantized=False)
         return graph.add("Add", product, graph.tensor(np.zeros(shape.outputs, np.float32)), quantized=False)
     settings = {
         "kernel_shape": list(shape.kernel),
@@ -155,7 +158,7 @@ def _layer(graph: _Graph, shape: Shape, x: str, weight: tuple[int, ...], copy: i
         "dilations": list(shape.dilation),
         "group": shape.groups,
     }
-    return graph.add("Conv", x, graph.weight(weight, 0, copy), quantized=True, **settings)
+    return graph.add("Conv", x, graph.weight(weight, copy), quantized=True, **settings)
 
 
 class _Graph:
@@ -174,17 +177,24 @@ class _Graph:
         self.tensors.append(numpy_helper.from_array(values, name))
         return name
 
-    def weight(self, dims: tuple[int, ...], axis: int, seed: int) -> str:
-        """Weights of one copy; other ones for each, or the runtime would compute them once."""
+    def weight(self, dims: tuple[int, ...], seed: int) -> str:
+        """Weights of one copy, outputs first; other ones for each, or the runtime would compute them once."""
         rng = np.random.default_rng(seed)
         if self.scheme is None:
             return self.tensor((rng.standard_normal(dims) / max(dims)).astype(np.float32))
         values = self.tensor(rng.integers(-64, 64, dims).astype(np.int8))
-        scales = self.tensor(rng.uniform(1e-3, 2e-3, dims[axis]).astype(np.float32))
-        zeros = self.tensor(np.zeros(dims[axis], np.int8))
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", [values, scales, zeros], [out := self.name()], axis=axis)
-        )
+        scales = rng.uniform(1e-3, 2e-3, dims[0]).astype(np.float32)
+        return self._dequantized(values, scales, np.int8)
+
+    def bias(self, count: int) -> str:
+        """Zeros, in the integers of a product where there is a scheme."""
+        if self.scheme is None:
+            return self.tensor(np.zeros(count, np.float32))
+        return self._dequantized(self.tensor(np.zeros(count, np.int32)), np.full(count, 1e-5, np.float32), np.int32)
+
+    def _dequantized(self, values: str, scales: np.ndarray, dtype: type) -> str:  # type: ignore[type-arg]
+        parts = [values, self.tensor(scales), self.tensor(np.zeros(len(scales), dtype))]
+        self.nodes.append(helper.make_node("DequantizeLinear", parts, [out := self.name()], axis=0))
         return out
 
     def activation(self, value: str) -> str:
