@@ -11,7 +11,6 @@ from torch.fx import GraphModule
 
 from ...errors import StageError
 from ..graph import MATRIX, operation
-from ..prepared import Converted
 from ..quiet import quiet
 from ..tracing import trace
 
@@ -34,6 +33,8 @@ def quantize(network: nn.Module, example: Tensor, batches: Sequence[Tensor], ran
         with quiet():
             from neural_compressor.torch.quantization import INT8StaticQuantConfig, convert, prepare
 
+            from ..prepared import Converted  # torchao takes seconds to import
+
             prepared = prepare(traced, INT8StaticQuantConfig(act_algo=METHODS[ranges]))
             _feed(prepared, batches)
             return Converted(convert(prepared))
@@ -55,6 +56,8 @@ def tune(
     squared error, then with the first and the last matrix layer, and with all linear layers, left in float.
     Returns the network and a record of the float accuracy, every trial's, which was taken, and whether it is enough.
     """
+    from ..prepared import Converted
+
     traced = _traced(network, example)
     first, last = _ends(traced)
     found: list[float] = []
