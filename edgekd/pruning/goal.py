@@ -204,6 +204,7 @@ class Timed(_Goal):
             profile=self.timing.profile,
             precision=self.target.precision,
             wanted_speedup=self.wanted,
+            predicted_ms_before=compared.before.value,
             predicted_ms_after=compared.before.value * share,
             measured_ms_before=compared.before,
             measured_ms_after=compared.after,

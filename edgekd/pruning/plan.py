@@ -134,7 +134,8 @@ class LatencyPlan(_Record):
     profile: str
     precision: Literal["fp32", "int8"]
     wanted_speedup: float = Field(description="of a target in ms, the one that leads there")
-    predicted_ms_after: float = Field(description="by the table of layers, from the measured time before")
+    predicted_ms_before: float = Field(description="as measured: the table of layers is fitted to it")
+    predicted_ms_after: float = Field(description="by the table of layers")
     measured_ms_before: Interval
     measured_ms_after: Interval
     speedup: Interval = Field(description="before / after, paired by round, measured side by side on noise")

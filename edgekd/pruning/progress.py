@@ -1,7 +1,7 @@
 """Going down to a budget in parts, so that harm is measured beside what is gone already.
 
 Ten blocks of a stage may each be dispensable, and not all ten: the harm of one grows with what else is gone. So a
-part of the way is gone at a time (a tenth of the cost), and harm is measured anew for the next (as HALP, and
+part of the way is gone at a time (a sixth of the cost), and harm is measured anew for the next (as HALP, and
 Molchanov et al. 2019, Importance Estimation, prune a few channels between measurements).
 """
 
@@ -24,7 +24,7 @@ from .sensitivity import harm
 __all__ = ["Spent", "spend"]
 
 #: The factor in cost between two measurements of harm, and how many there are at most.
-FACTOR, MOST_PARTS = 1.12, 12
+FACTOR, MOST_PARTS = 1.2, 12
 #: Steps of a group whose harm is measured each time; those between are interpolated.
 POINTS = 6
 #: Harm ranks candidates; the order changes little with more images, and each costs a forward pass per candidate.
