@@ -133,8 +133,8 @@ def enable_fake_quant(prepared: nn.Module, weights: bool = True, activations: bo
             module.enable_fake_quant(weights)
 
 
-def freeze(prepared: nn.Module) -> None:
-    """Fix the activations' ranges and batch norm's statistics for the rest of the training.
+def freeze(prepared: nn.Module, batch_norm: bool = True) -> None:
+    """Fix the activations' ranges and, with `batch_norm`, its statistics for the rest of the training.
 
     For its last part: the network then trains with the very numbers it will be deployed with (Krishnamoorthi 2018,
     "Quantizing deep convolutional networks for efficient inference", section 3.2.2).
@@ -143,7 +143,8 @@ def freeze(prepared: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, ActivationFakeQuantize):
             module.disable_observer()
-    network.frozen.fill_(1)
+    if batch_norm:
+        network.frozen.fill_(1)
     network.train(network.training)
 
 

@@ -2,3 +2,5 @@
 
 They are imported when a stage wants one: ONNX Runtime's works on files, Neural Compressor's on traced networks.
 """
+
+__all__: list[str] = []
