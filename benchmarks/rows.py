@@ -22,6 +22,7 @@ import torch
 from edgekd.artifact import Artifact, write_atomically
 from edgekd.bench import disturbances, environment, evaluate, others_busy, paired_ratio, round_medians, side_by_side
 from edgekd.data import Dataset
+from edgekd.errors import EdgekdError
 from edgekd.onnx_file import optimised_layers, stored_bytes
 from edgekd.pipeline import plan, run_steps
 from edgekd.profile import load_profile
@@ -115,7 +116,12 @@ def _run(options: argparse.Namespace, stages_of: Callable[[str, int, argparse.Na
             planned = plan(recipe_of(stages, seed, options), directory_of(row, seed, options), data=data)
             data = planned.data
             began = time.monotonic()
-            *_, artifact = run_steps(planned, lambda event: None)
+            try:
+                *_, artifact = run_steps(planned, lambda event: None)
+            except EdgekdError as error:  # a budget out of reach is a result, too
+                document["failed"] = {**document.get("failed", {}), row: str(error)}
+                print(f"{row}: {error}", flush=True)
+                continue
             done[:] = [r for r in done if (r["row"], r["seed"]) != (row, seed)]
             done.append(
                 {
@@ -199,4 +205,5 @@ def table(document: dict[str, Any]) -> str:
             cells += [f"{file['speedup']:.2f} [{low:.2f}, {high:.2f}]", f"{file['mb']:.2f}"]
             cells.append(f"{file['layers']['int8']} / {file['layers']['float']}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    notes = [f"{row}: {error}" for row, error in document.get("failed", {}).items() if row not in runs]
+    return "\n".join([*lines, *(["", *notes] if notes else [])])

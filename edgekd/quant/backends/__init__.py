@@ -3,4 +3,4 @@
 They are imported when a stage wants one: ONNX Runtime's works on files, Neural Compressor's on traced networks.
 """
 
-__all__: list[str] = []
+__all__ = []  # type: ignore[var-annotated]
