@@ -413,7 +413,7 @@ def test_a_disk_that_fills_up_later(finished: Any, tmp_path: Path) -> None:
 def test_a_bug_is_said_to_be_one(edgekd: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgekd import inspect
 
-    def fails(name: str) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(inspect, "describe", fails)

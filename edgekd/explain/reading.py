@@ -33,7 +33,9 @@ def read_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise UsageError(f"no ONNX file there: {error.strerror or error}", where=where) from error
+        raise UsageError(
+            f"no ONNX file there: {error.strerror or error}", where=where, hint="expected the path of an .onnx file"
+        ) from error
     except (DecodeError, ValueError) as error:
         raise UsageError("not an ONNX file, or a truncated one", where=where, hint=again) from error
     if not model.graph.node or not model.opset_import:

@@ -46,7 +46,8 @@ def outputs(shapes: dict[str, tuple[int, ...]], seed: int, scale: float, gradien
 
 
 def test_no_objective_is_left_out() -> None:
-    assert set(CASES) == set(names("objectives"))
+    # bn-sparsity looks at the student's weights and at no feature; it has a test of its own.
+    assert set(CASES) | {"bn-sparsity"} == set(names("objectives"))
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
