@@ -42,13 +42,19 @@ def drafts(recipe: Recipe, source: Artifact | None, problems: list[Problem]) -> 
             previous = None
             continue
         before = kinds.get(_stem(getattr(config, "after", None) or ""), previous)
-        if before is not None and before not in config.follows and not (use == before == "teacher"):
+        if before is not None and _ours(before) and before not in config.follows and not (use == before == "teacher"):
             allowed = ", ".join(config.follows) or "nothing: it comes first"
             problems.append(Problem(where, f"{use} cannot follow {before}", f"{use} may follow {allowed}"))
         previous = use
         name = use if use not in kinds else next(n for i in range(2, 1000) if (n := f"{use}-{i}") not in kinds)
         kinds[name] = use
         yield name, config, where
+
+
+def _ours(kind: str) -> bool:
+    """Whether edgekd ships this stage, and so knows what may come after it; of others their authors know."""
+    stage, _ = resolve("stages", kind)
+    return stage.__module__.startswith("edgekd.")
 
 
 def _stem(name: str) -> str:

@@ -17,7 +17,7 @@ from edgekd.artifact import Artifact, Manifest, ModelSpec, Preprocessing, finish
 from edgekd.errors import Problem, RecipeError, StageError, UsageError
 from edgekd.pipeline import Plan, plan, run_steps, summarise
 from edgekd.recipe import parse_recipe
-from edgekd.stages import Workspace
+from edgekd.stages import Distill, Workspace
 from edgekd.stages.prune import Prune
 
 NET = {"use": "cifar-resnet", "depth": 8, "width": 8}
@@ -413,3 +413,18 @@ def test_the_data_of_a_plan_are_the_recipes() -> None:
     p = planned("data.validation=0.25")
     assert p.data.size == [3, 8, 8]
     assert np.isclose(len(p.data.validation) / (len(p.data.train) + len(p.data.validation)), 0.25, atol=0.01)
+
+
+def test_any_stage_may_follow_one_that_somebody_else_wrote() -> None:
+    class Theirs(Distill):
+        """A stage from elsewhere."""
+
+        kind = "theirs"
+
+    registry.register("stages", "theirs")(Theirs)
+    stages = [
+        {"use": "theirs", "model": NET, "epochs": 1},
+        {"use": "prune", "target": {"macs": 0.8}},
+        {"use": "export"},
+    ]
+    assert [step.name for step in planned(stage=stages).steps] == ["teacher", "theirs", "prune", "export"]
