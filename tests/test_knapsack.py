@@ -93,6 +93,45 @@ def test_a_block_that_goes_takes_the_harm_and_cost_of_its_inside_with_it() -> No
     assert knapsack.solve(1.9) is None
 
 
+def test_a_budget_below_all_that_can_be_had_has_no_solution_whatever_its_size() -> None:
+    candidates, harm, predicted = problem(0)
+    knapsack = Knapsack(candidates, harm, predicted)
+    cheapest = min(predicted.total(setting) for setting in every(candidates))
+    assert predicted.total(knapsack.solve(cheapest) or {}) == cheapest
+    for budget in (cheapest * (1 - 1e-9), 1e-12, 0.0, -1.0):
+        assert knapsack.solve(budget) is None
+
+
+def test_what_is_cheapest_is_found_where_fewer_channels_take_longer() -> None:
+    candidates = [group("a", 4, ("a.weight", 0))]
+    times = {4: 8.0, 3: 6.0, 2: 3.0, 1: 5.0}
+    predicted = Predicted([Layer("a.weight", lambda left: times[round(4 * left.get(0, 1.0))])], candidates)
+    knapsack = Knapsack(candidates, {"a": [0.0, 0.1, 0.2, 0.3]}, predicted)
+    assert knapsack.solve(4.0) == {"a": 2}
+    assert knapsack.solve(2.9) is None
+
+
+def test_a_machine_that_always_misses_ends_the_search() -> None:
+    """Every setting is measured at 0.51 of the whole, the budget is 0.5, and all is tried."""
+    candidates, harm, predicted = problem(1)
+    knapsack = Knapsack(candidates, harm, predicted)
+    whole = predicted.total({})
+    calls = []
+
+    def measured(positions: Mapping[str, int]) -> float:
+        calls.append(dict(positions))
+        return 0.51
+
+    def solve(share: float) -> dict[str, int] | None:
+        return knapsack.solve(share * whole)
+
+    met = meet(0.5, solve, knapsack.least(), lambda p: predicted.total(p) / whole, measured, near=0.02, tries=6)
+    assert met.positions is None
+    assert met.share == 0.51
+    assert len(calls) <= 7
+    assert calls[-1] == knapsack.least()
+
+
 def test_uniform_takes_the_same_share_of_every_group_and_no_block() -> None:
     candidates, _, predicted = problem(0)
     found = uniform(candidates, predicted, 0.5 * predicted.total({}))

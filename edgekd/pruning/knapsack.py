@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +71,12 @@ class Knapsack:
         nothing = dict.fromkeys(self.steps, 0)
         if self.predicted.total(nothing) <= budget:
             return nothing
-        low, high = 0.0, 1e-9
-        worst = max((harm[-1] for harm in self.harm.values()), default=0.0)
+        if self.predicted.total(self._cheapest) > budget:
+            return None
+        low, high = 0.0, min(1e-9, self._highest)
         while self.predicted.total(found := self._at(high)) > budget:
-            if high * budget > 1e6 * (1 + worst):
-                return None
+            if high >= self._highest:  # what lies between no price prefers
+                return dict(self._cheapest)
             low, high = high, 8 * high
         for _ in range(HALVINGS):
             middle = math.sqrt(low * high) if low else high / 2
@@ -86,6 +88,17 @@ class Knapsack:
             if low and high / low < 1.001:
                 break
         return found
+
+    @cached_property
+    def _highest(self) -> float:
+        """A price beside which harm does not count, whatever the unit of cost."""
+        worst = max((abs(value) for harm in self.harm.values() for value in harm), default=0.0)
+        return 1e9 * (1 + worst) / (self.predicted.total({}) or 1.0)
+
+    @cached_property
+    def _cheapest(self) -> dict[str, int]:
+        """Not always with everything gone: of measured times, some grow where channels go."""
+        return min((self.least(), self._at(self._highest)), key=self.predicted.total)
 
     def _at(self, price: float) -> dict[str, int]:
         now = dict.fromkeys(self.steps, 0)
