@@ -7,16 +7,16 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from torch import Tensor, nn
 
 from .. import quant, ranks
-from ..artifact import Artifact, ModelSpec
+from ..artifact import Artifact, ModelSpec, digest
 from ..errors import EdgekdError, Problem, UsageError
 from ..learner import Learner, Student, parse_objectives
 from ..models import Tapped
 from ..objectives import Objectives
-from ..profile import Profile
+from ..profile import Profile, lowest_opset
 from ..quant import scheme_named
 from ..quant.mixed import PrecisionRecord
 from ..registry import register
@@ -76,6 +76,7 @@ class Quantize(BaseModel):
     )
     heal: QuantizationHeal = QuantizationHeal()
     after: str | None = Field(None, description="the stage to go on from; default: the one before")
+    _profiles: Sequence[Profile] = PrivateAttr(())
 
     @field_validator("scheme")
     @classmethod
@@ -119,12 +120,23 @@ class Quantize(BaseModel):
         return context.source, problems
 
     def inputs(self) -> dict[str, str]:
-        """None beside data and parents."""
-        return {}
+        """The profiles that may be measured on, where measuring decides, and the opset of a backend's file."""
+        found = {}
+        # Not whether this machine is their device: that would undo a finished run wherever it is carried to, and a
+        # result says what it was measured on. All profiles, since which one measures is a matter of the machine.
+        if self.keep_float or self.mixed is not None:
+            told = {"description", "budgets"}  # to people and to the gate
+            found["profiles"] = digest([p.model_dump(mode="json", exclude=told) for p in self._profiles])
+        if self.backend != "edgekd":
+            found["opset"] = str(lowest_opset(self._profiles))
+        return found
 
     def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Quantize:
         """The scheme from the profiles."""
-        return self.model_copy(update={"scheme": self.schemes(profiles)[0], "heal": self.heal.after(distilled)})
+        update = {"scheme": self.schemes(profiles)[0], "heal": self.heal.after(distilled)}
+        stage = self.model_copy(update=update)
+        stage._profiles = tuple(profiles)
+        return stage
 
     def run(self, workspace: Workspace) -> Artifact:
         """Prepare, calibrate, heal with frozen ranges in the second half, and store the fake-quantized network."""

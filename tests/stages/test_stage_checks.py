@@ -22,6 +22,7 @@ from edgekd.stages import Context, Distill, Prune, Quantize, Teacher
 from edgekd.stages.teaching import Expert, Teaching, learner_problems
 
 FROZEN = Component(use="frozen")
+NOTHING = Teaching(["ce"], FROZEN)
 
 
 def spec(width: int = 8, classes: int = 10, **more: Any) -> ModelSpec:
@@ -228,3 +229,28 @@ def test_schemes_are_known(context: Any, cpu: Profile) -> None:
     assert Quantize.model_validate({"heal": heal, "scheme": "trt-s8s8"}).check(two)[1] == []
     _, [problem] = Quantize.model_validate({"heal": heal, "scheme": "x86-u8s9"}).check(context())
     assert (problem.where, problem.hint) == ("stage[2].scheme", "did you mean 'x86-u8s8'?")
+
+
+def test_a_quantized_network_depends_on_the_profiles_that_decide_about_it(cpu: Profile) -> None:
+    def inputs(profile: Profile = cpu, **config: Any) -> dict[str, str]:
+        return Quantize.model_validate({"heal": {"epochs": 0}, **config}).resolved([profile], NOTHING).inputs()
+
+    slow = cpu.model_copy(update={"threads": 4})
+    told = cpu.model_copy(update={"description": "another", "budgets": {"accuracy": {"min": 0.5}}})
+    newer = cpu.model_copy(update={"opset": 20})
+    assert set(inputs()) == {"profiles"}
+    assert inputs() == inputs(told)
+    assert inputs(slow) != inputs() != inputs(newer)
+    # Without a measurement the device decides nothing; a backend's file has the opset of the profiles anyway.
+    assert inputs(keep_float=False) == {}
+    assert inputs(slow, keep_float=False, mixed={"max_drop": 0.1}) != inputs(keep_float=False, mixed={"max_drop": 0.1})
+    elsewhere = {"backend": "onnxruntime", "keep_float": False}
+    assert inputs(**elsewhere) == inputs(slow, **elsewhere) == {"opset": "18"}
+    assert inputs(newer, **elsewhere) == {"opset": "20"}
+
+
+def test_a_finished_run_stays_finished_on_another_machine(cpu: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Quantize.model_validate({"heal": {"epochs": 0}})
+    here = stage.resolved([cpu], NOTHING).inputs()
+    monkeypatch.setattr("edgekd.stages.paying.not_here", lambda profile, environment: "another machine")
+    assert stage.resolved([cpu], NOTHING).inputs() == here
