@@ -55,7 +55,7 @@ def backend_problems(stage: Any, scheme: Scheme, context: Context) -> Iterator[P
         what = f"backend {stage.backend} leaves no network that trains, got {stage.heal.epochs} epochs"
         hint = 'heal = { epochs = 0 }, or backend = "edgekd" for quantization-aware training'
         yield Problem(f"{where}.heal.epochs", what, hint)
-    for field in ("learned", "warmup", "float_layers", "mixed"):
+    for field in ("learned", "warmup", "corrections", "float_layers", "mixed"):
         if getattr(stage, field):
             yield Problem(f"{where}.{field}", f"backend {stage.backend} knows nothing of it", 'backend = "edgekd" does')
     if scheme.placement != "onnxruntime":
@@ -64,6 +64,9 @@ def backend_problems(stage: Any, scheme: Scheme, context: Context) -> Iterator[P
     if stage.backend == "onnxruntime":
         if stage.tune is not None:
             yield Problem(f"{where}.tune", "ONNX Runtime has no tuning", 'backend = "neural-compressor"')
+        if stage.mode == "dynamic" and scheme.activation_dtype != "uint8":
+            what = f"dynamic quantization makes uint8 activations, scheme {scheme.name} has {scheme.activation_dtype}"
+            yield Problem(f"{where}.mode", what, f'mode = "static" makes {scheme.name} files')
         yield from _ranges_problems(stage, onnxruntime.METHODS, where)
         return
     if stage.mode != "static":
@@ -125,7 +128,7 @@ def _by_onnxruntime(
             raise StageError("no weight is large enough to be stored as int8", where="quantize.mode")
         return model, {}
     if stage.mode == "dynamic":
-        options = onnxruntime.quantize_dynamic(exported, quantized)
+        options = onnxruntime.quantize_dynamic(exported, quantized, scheme)
     else:
         arrays = [batch.numpy() for batch in images]
         options = onnxruntime.quantize_static(exported, quantized, arrays, scheme, stage.ranges, stage.percentile)

@@ -205,6 +205,19 @@ QAT = {"use": "quantize", "heal": {"epochs": 1, "objectives": ["ce"]}}
         ({"backend": "neural-compressor", "ranges": "entropy"}, (), "stage[0].ranges", "no ranges 'entropy'"),
         ({"backend": "onnxruntime", "float_layers": ["linear"]}, (), "stage[0].float_layers", "knows nothing"),
         ({"backend": "onnxruntime", "mixed": "latency"}, (), "stage[0].mixed", "knows nothing"),
+        ({"backend": "onnxruntime", "corrections": ["round"]}, (), "stage[0].corrections", "knows nothing"),
+        (
+            {"backend": "onnxruntime", "mode": "dynamic", "scheme": "arm-s8s8"},
+            (),
+            "stage[0].mode",
+            "uint8 activations, scheme arm-s8s8 has int8",
+        ),
+        (
+            {"backend": "onnxruntime", "mode": "dynamic", "scheme": "trt-s8s8"},
+            (),
+            "stage[0].scheme",
+            "placed for tensorrt",
+        ),
         ({"backend": "onnx"}, (), "stage[0].backend", "'neural-compressor'"),
         ({"backend": "onnxruntime"}, ({"use": "export", "input": "uint8"},), "stage[1].input", "float32"),
         (
@@ -231,6 +244,10 @@ def test_a_file_for_the_other_schemes_has_their_integers(plain: Callable[[str], 
     batches = [np.random.default_rng(i).normal(size=(16, 1, 8, 8)).astype(np.float32) for i in range(2)]
     onnxruntime.quantize_static(plain("resnet"), tmp_path / "7.onnx", batches, SCHEMES["x86-u8s7"])
     assert all(np.abs(a.astype(int)).max() <= 64 for a in integers(tmp_path / "7.onnx").values())
+    for bits, largest in ((7, 64), (8, 127)):
+        onnxruntime.quantize_dynamic(plain("resnet"), tmp_path / "dynamic.onnx", SCHEMES[f"x86-u8s{bits}"])
+        weights = [np.abs(a.astype(int)).max() for a in integers(tmp_path / "dynamic.onnx").values() if a.size >= 256]
+        assert weights == [pytest.approx(largest, abs=1)]
     onnxruntime.quantize_static(plain("resnet"), tmp_path / "arm.onnx", batches, SCHEMES["arm-s8s8"])
     kinds = {t.data_type for t in onnx.load(tmp_path / "arm.onnx").graph.initializer if "zero_point" in t.name}
     assert kinds <= {TensorProto.INT8, TensorProto.INT32}
