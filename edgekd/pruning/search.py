@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from ..models import count
 from .blocks import Block
 from .clone import clone
 from .graph import ChannelGroup, Edit, apply, merged, slices
@@ -50,11 +50,8 @@ class Candidate:
 
 
 def count_macs(network: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of one forward pass in evaluation mode, as torch's flop counter sees them (2 a MAC)."""
-    twin = clone(network).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(example)
-    return int(counter.get_total_flops()) // 2
+    """Multiply-accumulates of one image's forward pass, those of attention included. example: [N, C, H, W]."""
+    return count(network, example.shape[1:])[1]
 
 
 def count_parameters(network: nn.Module) -> int:
