@@ -30,6 +30,9 @@ def precision_problems(stage: Any, context: Context) -> Iterator[Problem]:
         for name in ("learned", "warmup"):
             if getattr(stage, name):
                 yield Problem(f"{where}.{name}", "is about healing, and heal.epochs is 0", "heal = { epochs = 3 }")
+    elif stage.warmup and (stage.heal.epochs - 1) / stage.heal.epochs < stage.warmup:
+        what = f"{stage.warmup:g} of {stage.heal.epochs} epochs leaves none with int8 activations"
+        yield Problem(f"{where}.warmup", what, "heal = { epochs = 3 } or more, or leave warmup out")
     for i, name in enumerate(stage.corrections):
         place = f"{where}.corrections[{i}]"
         if stage.heal.epochs and name != "equalise":

@@ -182,6 +182,7 @@ class Quantize(BaseModel):
             # Epochs of a gradual start are judged with float activations: the best of them would be no int8 network.
             settings = self.heal.model_copy(update={"keep": "last"}) if self.warmup else self.heal
             metrics = workspace.train(learner, settings, self._on_epoch)[0].metrics
+            quant.enable_fake_quant(prepared)  # all of it, wherever training stopped
         else:
             prepared = quantized(even, taps)
             for name in self.corrections:

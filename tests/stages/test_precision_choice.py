@@ -343,6 +343,7 @@ def test_really_measured(
         ({"float_layers": ["layer2.*", "layr3.0"]}, "float_layers[1]", "'layr3.0' matches no module", "layer3.0"),
         ({"learned": True}, "learned", "heal.epochs is 0", "epochs = 3"),
         ({"warmup": 0.1}, "warmup", "heal.epochs is 0", "epochs = 3"),
+        ({"warmup": 0.5, "heal": {"epochs": 1}}, "warmup", "0.5 of 1 epochs leaves none", "epochs = 3"),
         ({"corrections": ["bias", "bias"]}, "corrections[1]", "twice", ""),
         ({"corrections": ["equalise", "round"], "heal": {"epochs": 1}}, "corrections[1]", "not trained", "epochs = 0"),
     ],
@@ -390,6 +391,28 @@ def test_corrections_change_the_network_and_reload(
     assert (after == predict(saved["corrected"], dataset.test, dataset, 100)).all()
     floats = predict(load_network(source), dataset.test, dataset, 100)
     assert (after.argmax(1) == floats.argmax(1)).mean() > 0.9
+
+
+def test_what_is_stored_is_quantized_whatever_training_left(
+    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = type("Fit", (), {"metrics": {}})()
+    left: list[Any] = []
+
+    def train(self: Workspace, learner: Any, settings: Any, on_epoch: Any) -> list[Any]:
+        on_epoch(0, learner)
+        left.append(learner.student)
+        assert not any(m.quantizes for m in learner.student.modules() if isinstance(m, ActivationFakeQuantize))
+        return [fit]
+
+    monkeypatch.setattr(Workspace, "train", train)
+    stage = quantize(cpu, keep_float=False, warmup=0.5, heal={"epochs": 2})
+    saved: dict[str, Any] = {}
+    stage.run(workspace(stage, tmp_path / "q", {"source": source, "teacher": source}, saved=saved))
+    assert saved["q"] is left[0]
+    switched = [m for m in saved["q"].modules() if isinstance(m, ActivationFakeQuantize | WeightPerChannelFakeQuantize)]
+    assert switched
+    assert all(m.quantizes for m in switched)
 
 
 def test_a_gradual_start_quantizes_weights_first(cpu: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
