@@ -21,12 +21,13 @@ from .knapsack import uniform
 from .plan import BlockPlan, GroupPlan, Importance, LatencyTarget, PruningPlan, Target
 from .progress import Spent, spend
 from .ranking import IMPORTANCES
+from .reach import reach, unreachable
 from .rounds import merged
 from .search import Positions, count_bytes, count_macs, count_parameters, removed_channels, surgery, without
 from .soundness import difference
 
 __all__ = ["IMPORTANCES", "BlockPlan", "Compared", "GroupPlan", "Importance", "LatencyTarget", "PruningPlan"]
-__all__ += ["Target", "Timing", "carry_out", "count_macs", "count_parameters", "merged", "prune"]
+__all__ += ["Target", "Timing", "carry_out", "count_macs", "count_parameters", "merged", "prune", "reach"]
 
 
 def prune(
@@ -94,7 +95,7 @@ def prune(
     least = {c.name: len(c.steps) - 1 for c in found.candidates}
     budget = goal.budget(least)
     if budget is None:
-        spent = Spent(Met(None, goal.measured(least)), {})
+        spent = Spent(Met(None, goal.floor), {})
     elif budget >= goal.start:  # an earlier round came so far, or it was fast enough
         spent = Spent(Met(dict.fromkeys(least, 0), goal.start), dict.fromkeys(least, 0))
     elif strategy == "uniform":
@@ -103,8 +104,7 @@ def prune(
     else:
         spent = spend(goal, budget, images)
     if spent.met.positions is None:
-        total = f"{len(found.candidates)} of {len(found.groups) + len(found.blocks)} groups of channels and blocks"
-        raise goal.unreachable(spent.met, total, _more_room(found, channel_multiple))
+        raise unreachable(goal, spent.met, found, channel_multiple)
     positions = spent.positions
     edits, attributes, removed = surgery(found.candidates, positions)
     problem = difference(whole, example, edits, attributes)
@@ -185,17 +185,6 @@ def _divergence(before: nn.Module, after: nn.Module, images: Sequence[Tensor]) -
         p, q = (outputs(n(batch))["logits"].double().log_softmax(1) for n in (before, after))
         total += float((p.exp() * (p - q)).sum())
     return total / sum(map(len, images))
-
-
-def _more_room(found: Found, channel_multiple: int) -> str:
-    reasons = [group.reason_kept or "" for group in found.groups] + [block.reason_kept or "" for block in found.blocks]
-    if any("does not rank" in reason for reason in reasons):
-        return 'use importance = "magnitude", which ranks the channels of every layer'
-    if channel_multiple > 1 and any("fewer than" in reason for reason in reasons):
-        return f"raise the target, lower channel_multiple (now {channel_multiple}), or start from a smaller student"
-    if any(reason.startswith("protected") for reason in reasons):
-        return "raise the target, or protect fewer layers"
-    return "raise the target, or start from a smaller student"
 
 
 def carry_out(network: nn.Module, plan: PruningPlan, example: Tensor) -> None:

@@ -9,6 +9,10 @@ from .search import Positions
 
 __all__ = ["Met", "meet"]
 
+#: So many results may turn out too slow when they are measured again, each with more room than the one before.
+MISSES = 5
+_Tried = dict[tuple[tuple[str, int], ...], float]
+
 
 @dataclass
 class Met:
@@ -31,6 +35,7 @@ def meet(
     *,
     near: float,
     tries: int,
+    twice: bool = False,
 ) -> Met:
     """The setting with the largest measured share that is at most `budget`, among those that the solver gives.
 
@@ -38,22 +43,57 @@ def meet(
     in which everything is gone, the last resort; if it is above the budget the result has no positions, and its share.
     Ends when a measured share lies less than `near` (a share of the budget) below the budget, when the predictions that
     are too slow and fast enough have met, or after `tries` measurements, once one was within the budget.
+    twice: what is found is measured once more, and that share is the result's, as the largest of several that seemed to
+    be within a budget is the luckiest; where it is above the budget after all, the search goes on.
     """
-    tried: dict[tuple[tuple[str, int], ...], float] = {}
+    tried: _Tried = {}
     history: list[tuple[float, float]] = []
+
+    def measure(positions: Positions) -> float:
+        share = measured(positions)
+        history.append((predicted(positions), share))
+        tried[_key(positions)] = share
+        return share
+
+    for missed in range(MISSES):
+        room = near * (2**missed - 1)
+        found = _search((1 - room) * budget, solve, least, predicted, measure, tried, near, tries + 2 * missed)
+        if found is None and not missed:
+            return Met(None, min(tried.values()), history)
+        positions = dict(least) if found is None else found
+        share = measure(positions) if twice else tried[_key(positions)]
+        if share <= budget:
+            return Met(positions, share, history)
+        if found is None:
+            break
+    return Met(None, min(tried.values()), history)
+
+
+def _key(positions: Positions) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(positions.items()))
+
+
+def _search(
+    budget: float,
+    solve: Callable[[float], dict[str, int] | None],
+    least: Positions,
+    predicted: Callable[[Positions], float],
+    measure: Callable[[Positions], float],
+    tried: _Tried,
+    near: float,
+    tries: int,
+) -> dict[str, int] | None:
     best: tuple[float, dict[str, int]] | None = None
     aim, good, bad = budget, 0.0, float("inf")
     for _ in range(4 * tries):
         found = solve(aim)
         last = found is None
         positions = dict(least) if found is None else found
-        key = tuple(sorted(positions.items()))
-        if key not in tried:
+        if _key(positions) not in tried:
             if len(tried) >= tries and best is not None:
                 break
-            tried[key] = measured(positions)
-            history.append((predicted(positions), tried[key]))
-        share = tried[key]
+            measure(positions)
+        share = tried[_key(positions)]
         if share <= budget:
             good = max(good, aim)
             if best is None or share > best[0]:
@@ -62,7 +102,7 @@ def meet(
                 break
         elif last:
             if best is None:
-                return Met(None, share, history)
+                return None
             bad = min(bad, aim)
         else:
             bad = min(bad, aim)
@@ -73,6 +113,4 @@ def meet(
             aim = (good + bad) / 2 if bad < float("inf") else 1.1 * good
         if best is None and len(tried) >= tries:
             aim = 0.0  # time to be sure
-    if best is None:
-        return Met(None, min(tried.values()), history)
-    return Met(best[1], best[0], history)
+    return best[1] if best is not None else None

@@ -27,11 +27,16 @@ Solve = Callable[[float], dict[str, int] | None]
 
 @dataclass(frozen=True)
 class Compared:
-    """Milliseconds of a call before and after, and before / after, paired by round."""
+    """Milliseconds of a call before and after, and before / after, paired by round.
+
+    busy: cores that other programs kept busy meanwhile; None where the system does not tell.
+    """
 
     before: Interval
     after: Interval
     speedup: Interval
+    rounds: int = 0
+    busy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Timing:
 
     layers: every matrix layer of a network (in evaluation mode) in ms, given its candidates and an example.
     compare: the original and a pruned network, measured side by side.
+    device: the processor, runtime: its name and version, threads: of a call.
     """
 
     profile: str
     layers: Callable[[nn.Module, Tensor, Sequence[Candidate]], list[Layer]]
     compare: Callable[[nn.Module, nn.Module], Compared]
+    device: str = ""
+    runtime: str = ""
+    threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Task:
 class _Goal:
     """A budget, a share of the reference's cost. predicted: the cost of settings of the candidates at hand.
 
-    start: the share that the network had at first, as measured.
+    start: the share that the network had at first, as measured. floor: that with everything gone, once it is measured.
     """
 
     def __init__(self, task: Task, layers: Sequence[Layer]) -> None:
@@ -72,7 +81,7 @@ class _Goal:
         self.network, self.candidates = task.network, task.candidates
         self.predicted = Predicted(self.layers, self.candidates)
         self.whole_cost = self.predicted.total({})
-        self.start = 1.0
+        self.start, self.floor = 1.0, 0.0
 
     def go_on(self, network: nn.Module, candidates: Sequence[Candidate], removed: Sequence[str]) -> None:
         """From here on it is about what is left of the network, without the removed blocks."""
@@ -99,8 +108,9 @@ class Counted(_Goal):
         self.start = self._count(task.network) / self.whole
 
     def budget(self, least: Positions) -> float | None:
-        """The share to come to; None where the target is out of reach, which a first part is not gone for."""
-        if self.task.part < 1 and self.measured(least) > self.target.share:
+        """The share to come to; None where the target is out of reach, which nothing is searched for."""
+        self.floor = self.measured(least)
+        if self.floor > self.target.share:
             return None
         return self.target.share**self.task.part
 
@@ -122,7 +132,7 @@ class Counted(_Goal):
         """What is the nearest."""
         measure = self.target.measure
         # Rounded up, so that asking for the number that is shown succeeds.
-        least = math.ceil(met.share * 1e4) / 1e4
+        least = math.ceil(max(met.share, self.floor) * 1e4) / 1e4
         return UsageError(
             f"{self.target.share:g} cannot be reached: at least {least:.4f} of the {measure} remain "
             f"when everything that can be pruned is ({prunable})",
@@ -160,20 +170,27 @@ class Timed(_Goal):
             self.start = self.measured(dict.fromkeys(least, 0))
             if self.target.p50_ms is not None:
                 self.wanted = self.compared[-1].before.value / self.target.p50_ms
-        if self.task.part < 1 and self.wanted * self.start > 1 and self.measured(least) > 1 / self.wanted:
-            return None
+        if self.wanted * self.start > 1:
+            self.floor = self.measured(least)
+            if self.floor > 1 / self.wanted:
+                return None
         return 1 / self.wanted**self.task.part
 
     def meet(self, budget: float, solve: Solve, least: Positions) -> Met:
-        """The slowest setting that is measured to be fast enough."""
+        """The slowest setting that is measured to be fast enough, twice."""
+        networks: dict[tuple[tuple[str, int], ...], nn.Module] = {}
         at: dict[tuple[tuple[str, int], ...], Compared] = {}
 
         def measured(positions: Positions) -> float:
-            share = self.measured(positions)
-            at[tuple(sorted(positions.items()))] = self.compared[-1]
+            key = tuple(sorted(positions.items()))
+            if key not in networks:
+                networks[key] = without(self.network, self.candidates, positions)
+            share = self._share(networks[key])
+            at[key] = self.compared[-1]
             return share
 
-        met = meet(budget, solve, least, self.predicted_share, measured, near=NEAR_TIMED, tries=MOST_TIMINGS)
+        near, tries = NEAR_TIMED, MOST_TIMINGS
+        met = meet(budget, solve, least, self.predicted_share, measured, near=near, tries=tries, twice=True)
         self.tried = [(1 / predicted, 1 / share) for predicted, share in met.tried]
         if met.positions is not None:
             self.met = at[tuple(sorted(met.positions.items()))], self.predicted_share(met.positions)
@@ -184,18 +201,18 @@ class Timed(_Goal):
         return positions
 
     def unreachable(self, met: Met, prunable: str, hint: str) -> UsageError:
-        """What is the nearest: the fastest that was measured."""
-        fastest = max(self.compared, key=lambda c: c.speedup.value)
+        """What is the nearest: with everything gone, or the fastest of the search."""
+        gone = self.floor * self.wanted > 1
+        fastest = self.compared[-1] if gone else max(self.compared, key=lambda c: c.speedup.value)
         at = f"target.latency.{'speedup' if self.target.speedup is not None else 'p50_ms'}"
         speedup = math.floor(fastest.speedup.value * 100) / 100
         got = f"{speedup:.2f}x ({fastest.after.value:.3f} ms instead of {fastest.before.value:.3f})"
         asked = f"{self.target.speedup:g}x" if self.target.speedup is not None else f"{self.target.p50_ms:g} ms"
-        return UsageError(
-            f"{asked} cannot be reached on {self.timing.profile}: with everything gone that can be pruned "
-            f"({prunable}), {got} is measured",
-            where=at,
-            hint=hint,
-        )
+        how = f"with everything gone that can be pruned ({prunable}), {got} is measured"
+        if not gone:
+            how = f"of what was measured, {got} is the fastest ({prunable} can be pruned)"
+        what = f"{asked} cannot be reached on {self.timing.profile}: {how}"
+        return UsageError(what, where=at, hint=hint)
 
     def latency(self) -> LatencyPlan:
         """What was predicted and measured of the result of `meet`."""
@@ -210,11 +227,18 @@ class Timed(_Goal):
             measured_ms_after=compared.after,
             speedup=compared.speedup,
             measurements=self.tried,
+            rounds=compared.rounds,
+            busy=compared.busy,
+            device=self.timing.device,
+            runtime=self.timing.runtime,
+            threads=self.timing.threads,
         )
 
     def measured(self, positions: Positions) -> float:
         """The share of the reference's time, measured side by side."""
-        pruned = without(self.network, self.candidates, positions)
+        return self._share(without(self.network, self.candidates, positions))
+
+    def _share(self, pruned: nn.Module) -> float:
         self.compared.append(self.timing.compare(self.task.reference, pruned))
         return 1 / self.compared[-1].speedup.value
 

@@ -140,8 +140,15 @@ class LatencyPlan(_Record):
     measured_ms_after: Interval
     speedup: Interval = Field(description="before / after, paired by round, measured side by side on noise")
     measurements: list[tuple[float, float]] = Field(
-        default=[], description="predicted and measured speedup of every candidate that was measured, in their order"
+        default=[],
+        description="predicted and measured speedup of every candidate that was measured, in their order; the "
+        "result is the last, and measured twice: the second time counts",
     )
+    rounds: int = Field(0, description="of the measurement that counts")
+    busy: float | None = Field(None, description="cores that other programs kept busy during it")
+    device: str = Field("", description="the processor")
+    runtime: str = Field("", description="with its version")
+    threads: int = 0
 
 
 class PruningPlan(_Record):

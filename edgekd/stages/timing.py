@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import quant
 from ..artifact import Preprocessing
-from ..bench import environment, not_here, paired_ratio, round_medians, side_by_side
+from ..bench import environment, not_here, others_busy, paired_ratio, round_medians, side_by_side
 from ..data import Dataset
 from ..errors import EdgekdError, Problem, UsageError
 from ..models import Tapped
@@ -43,17 +43,20 @@ def profile_of(target: LatencyTarget, profiles: Sequence[Profile], where: str) -
     return profiles[0]
 
 
-def profile_problems(target: LatencyTarget, profiles: Sequence[Profile], where: str) -> list[Problem]:
-    """Why latency on this profile cannot be measured here, found by measuring one tiny layer."""
+def profile_problems(
+    target: LatencyTarget, profiles: Sequence[Profile], where: str, *, probe: bool = True
+) -> list[Problem]:
+    """Why latency on this profile cannot be measured; with `probe`, why not here, found by measuring one tiny layer."""
     try:
         profile = profile_of(target, profiles, where)
-        if elsewhere := not_here(profile, environment()):
+        if probe and (elsewhere := not_here(profile, environment())):
             hint = "prune on that device, or to a share of the MACs"
             return [Problem(f"{where}.profile", f"cannot be measured here: {elsewhere}", hint)]
         if target.precision not in profile.precisions:
             what = f"{profile.name} has {', '.join(profile.precisions)}"
             return [Problem(f"{where}.precision", what, "name one of these")]
-        measure_layers([TRIAL], profile, target.precision)
+        if probe:
+            measure_layers([TRIAL], profile, target.precision)
     except EdgekdError as error:
         return [p if p.where.startswith(where) else Problem(f"{where}.profile", p.what, p.hint) for p in error.problems]
     return []
@@ -84,12 +87,16 @@ def timing(profile: Profile, precision: Precision, data: Dataset, images: Tensor
 
         def compare(original: nn.Module, pruned: nn.Module) -> Compared:
             files = {"original": file_of(original), "pruned": file_of(pruned)}
+            since = others_busy()
             measured = side_by_side(files, profile, cap_s=CAP_S)
             medians = round_medians(measured.samples)
             before, after = (measured.latencies[name].p50 for name in files)
-            return Compared(before, after, paired_ratio(medians["original"], medians["pruned"]))
+            ratio = paired_ratio(medians["original"], medians["pruned"])
+            return Compared(before, after, ratio, len(medians["pruned"]), since())
 
-        yield Timing(profile.name, layers, compare)
+        here = environment()
+        runtime = f"{profile.runtime} {here['versions'].get(profile.runtime, '')}".strip()
+        yield Timing(profile.name, layers, compare, here["cpu"], runtime, profile.threads)
 
 
 def _write(
