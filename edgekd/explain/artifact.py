@@ -51,7 +51,7 @@ def explain_artifact(artifact: Artifact, profile: Profile, recipe: Recipe | None
             notes.append("the float network that it came from is not beside it: its times are unknown")
         rows = explanation.layers
         if quantized is not None and FILE not in quantized.manifest.files and quantized.manifest.quantization:
-            rows = _with_errors(examined, rows, errors_of(quantized, data))
+            rows = _with_errors(examined, rows, errors_of(quantized, data), _weights_kept(quantized))
     return explanation.model_copy(
         update={
             "file": str(artifact.path),
@@ -97,19 +97,30 @@ def _file(artifact: Artifact, data: Dataset | None) -> Iterator[Path]:
         yield file
 
 
-def _with_errors(examined: Examined, rows: list[LayerRow], found: list[LayerError]) -> list[LayerRow]:
-    """Rows with module paths and errors, matched in the order of execution, weighted layers and bare products apart."""
+def _weights_kept(quantized: Artifact) -> bool:
+    """Whether the weights are the float network's but for their rounding, which `round` hides in the weights."""
+    config = quantized.manifest.config
+    return not config["heal"]["epochs"] and "equalise" not in config.get("corrections", [])
+
+
+def _with_errors(examined: Examined, rows: list[LayerRow], found: list[LayerError], kept: bool) -> list[LayerRow]:
+    """Rows with module paths and errors, matched in the order of execution, weighted layers and bare products apart.
+
+    `kept`: the float network's weights are the reference, where it was found.
+    """
     matched: dict[int, LayerError] = {}
     for weighted in (True, False):
         ours = [i for i, layer in enumerate(examined.layers) if bool(layer.weight_shape) == weighted]
         theirs = [e for e in found if e.weighted == weighted for _ in range(e.products)]
         if len(ours) == len(theirs):
             matched |= dict(zip(ours, theirs, strict=True))
-    return [_completed(row, matched[i]) if i in matched else row for i, row in enumerate(rows)]
+    return [_completed(row, matched[i], kept) if i in matched else row for i, row in enumerate(rows)]
 
 
-def _completed(row: LayerRow, e: LayerError) -> LayerRow:
+def _completed(row: LayerRow, e: LayerError, kept: bool) -> LayerRow:
     why = [e.reason if text in (NOT_QUANTIZED, BY_CHOICE) and e.reason else text for text in row.why_float]
     update: dict[str, Any] = {"name": e.path or row.name, "path": e.path or None, "why_float": why}
-    update |= {"weight_sqnr_db": e.weight_sqnr_db, "output_sqnr_db": e.output_sqnr_db}
+    update["output_sqnr_db"] = e.output_sqnr_db
+    if row.weight_sqnr_db is None or not kept:
+        update["weight_sqnr_db"] = e.weight_sqnr_db
     return row.model_copy(update=update)

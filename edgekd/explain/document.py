@@ -42,9 +42,11 @@ class LayerRow(_Record):
     bias: str
     kernel: str | None = Field(description="operator of ONNX Runtime's optimised graph")
     runs: str | None = Field(description="int8, float, w4 and the like; null where no kernel of its own is left")
-    weight_sqnr_db: float | None = None
+    weight_sqnr_db: float | None = Field(
+        None, description="against the float network's weight; after training or equalising, its own before rounding"
+    )
     output_sqnr_db: float | None = Field(
-        None, description="of the layer's output in the fake-quantized network, all in front of it quantized too"
+        None, description="of the output, all in front of it fake-quantized too, against the same weights unquantized"
     )
     ms: float | None = Field(None, description="measured, of a usual call")
     float_ms: float | None = Field(None, description="of the same layer in the float network it came from")

@@ -107,7 +107,7 @@ def reasons_text(reasons: dict[str, str]) -> list[str]:
 def _columns_text(rows: Sequence[LayerRow]) -> list[str]:
     told = []
     if any(r.output_sqnr_db is not None for r in rows):
-        told.append("SQNR: dB, of the layer's output with the whole network fake-quantized, against float")
+        told.append("SQNR: dB, of the output, all fake-quantized, against the same weights unquantized")
     elif any(r.weight_sqnr_db is not None for r in rows):
         told.append("SQNR: dB, of the weight against the float one")
     if any(r.float_ms is not None for r in rows):

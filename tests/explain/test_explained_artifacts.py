@@ -111,7 +111,7 @@ def test_a_quantized_artifact_layer_by_layer(finished: Any, edgekd: Call) -> Non
     assert explanation.summary.float_parent_ms is not None
     text = document["text"]
     assert max(map(len, text[text.index("\nlayer ") :].splitlines())) <= 100
-    assert "of the layer's output with the whole network fake-quantized" in text
+    assert "against the same weights unquantized" in text
     exported = next(finished.directory.glob("04-export-*/model.onnx"))
     file = Explanation.model_validate(json.loads(edgekd("show", str(exported), "--json").out)["explanation"])
     assert [row.path for row in file.layers] == PATHS
@@ -187,6 +187,11 @@ def test_a_plan_for_latency_has_what_was_predicted_and_what_was_measured() -> No
             "wanted_speedup": 2.0,
             "predicted_ms_before": 1.0,
             "predicted_ms_after": 0.5,
+            "rounds": 9,
+            "busy": 1.26,
+            "device": "a processor",
+            "runtime": "onnxruntime 1.2.3",
+            "threads": 2,
             "measured_ms_before": interval(1.1),
             "measured_ms_after": interval(0.6),
             "speedup": interval(1.83),
@@ -202,8 +207,11 @@ def test_a_plan_for_latency_has_what_was_predicted_and_what_was_measured() -> No
     ]
     assert "went with the block layer1.1" in text
     assert "latency  predicted 1.0000 -> 0.5000 ms on cpu-x86, int8" in text
-    assert "         measured  1.1000 -> 0.6000 ms" in text
+    assert "         measured  1.1000 [1.0000, 1.2000] -> 0.6000 [0.5000, 0.7000] ms" in text
     assert "         speed-up  1.83x [1.73, 1.93], wanted 2.00x" in text
+    assert "         9 rounds, onnxruntime 1.2.3, 2 threads, a processor\n" in text
+    assert "         other programs kept 1.3 cores busy meanwhile\n" in text
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_network_that_stayed_float_says_why() -> None:
