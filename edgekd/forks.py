@@ -10,7 +10,7 @@ from .artifact import Artifact
 from .errors import Problem
 from .profile import Profile
 
-__all__ = ["Branch", "branches", "ending_of", "fork_problems", "made_for"]
+__all__ = ["Branch", "branch_of", "branches", "ending_of", "fork_problems", "made_for"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,17 @@ def fork_problems(stage: Any, found: Sequence[Branch], profiles: Sequence[Profil
 
 
 def made_for(artifact: Artifact) -> str | None:
-    """The scheme that an artifact was quantized by; None for a float network."""
+    """The scheme that an artifact was quantized by; None for a network that computes in float."""
     quantization = artifact.manifest.quantization
-    return None if quantization is None else str(quantization["scheme"])
+    return None if quantization is None else quantization["scheme"]
+
+
+def branch_of(artifact: Artifact) -> str | None:
+    """The scheme whose branch an artifact stands on, also where the network stayed float; None where there is none."""
+    manifest = artifact.manifest
+    if manifest.kind == "quantize":
+        return str(manifest.config["scheme"])
+    return made_for(artifact) or (ending_of(artifact) or None if manifest.kind == "export" else None)
 
 
 def ending_of(artifact: Artifact) -> str:

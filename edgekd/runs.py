@@ -15,7 +15,7 @@ from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
 from .errors import EdgekdError, UsageError, nearest
 from .events import recording
-from .forks import ending_of, made_for
+from .forks import branch_of, ending_of
 from .gate import Verdict, exit_code, write_gate
 from .pipeline import Plan, plan, run_steps
 from .profile import Profile, load_profile, lowest_opset
@@ -251,7 +251,7 @@ def _made_alone(directory: Path, kinds: Sequence[str] | None, planned: Plan) -> 
 
 def _called(artifact: Artifact) -> str:
     """`quantize`, or `quantize.trt-s8s8` where one command made several."""
-    ending = ending_of(artifact) if made_for(artifact) is not None else ""
+    ending = ending_of(artifact) if branch_of(artifact) is not None else ""
     return f"{artifact.manifest.kind}.{ending}" if ending else artifact.manifest.kind
 
 

@@ -12,7 +12,7 @@ from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256
 from .data import Dataset
 from .drafts import collect
 from .errors import Problem, RecipeError, UsageError, nearest
-from .forks import Branch, branches, ending_of, fork_problems, made_for
+from .forks import Branch, branch_of, branches, ending_of, fork_problems
 from .profile import Profile
 from .recipe import Component, Recipe
 from .registry import source_digests
@@ -85,7 +85,7 @@ class _Building:
         after = getattr(stage, "after", None)
         if not _goes_on(stage) or after is None:
             alone = self.source if _goes_on(stage) and self.last is None else None
-            return (made_for(alone), ending_of(alone)) if alone is not None else (None, "")
+            return (branch_of(alone), ending_of(alone)) if alone is not None else (None, "")
         return next((step.scheme for step in self.steps if step.name == after), None) or None, ""
 
     def find(self, name: str, where: str, follows: Sequence[str] = (), scheme: str = "") -> str | Artifact:
@@ -98,7 +98,9 @@ class _Building:
         if (Path(name) / MANIFEST).is_file() and found is None:
             found = Artifact.open(name)
         kind = found.manifest.kind if isinstance(found, Artifact) else self.kinds.get(name)
-        if kind in ("quantize", "export") and kind not in follows:
+        # A quantize stage may have kept its network float, which is known when it is done.
+        kept = isinstance(found, Artifact) and kind == "quantize" and found.manifest.quantization is None
+        if kind in ("quantize", "export") and kind not in follows and not kept:
             raise UsageError(f"{name} holds no float network", where=where, hint="name the stage before it")
         if found is not None:
             return found
@@ -235,11 +237,22 @@ def _add(
     if stage.kind == "average" and not stage.members:
         stage = stage.model_copy(update={"members": list(made.fleet)})
     parents = collect(problems, where, partial(made.parents, stage, branch.scheme, where))
-    specs = []
-    if parents is not None and made.choices[name] is not None:
-        specs = _checked(stage, parents, made, recipe, data, branch.profiles, where, problems)
     name_here = f"{name}.{branch.scheme}" if branch.scheme else name
     students = getattr(stage, "names", [])
+    keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
+    first = 0 if made.source is None else 1 + _position(made.source)
+    places = []
+    for i, one in enumerate([f"{name}.{student}" for student in students] or [name_here]):
+        config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
+        key = _key(config, keys, recipe, data, stage.inputs())
+        path = directory / f"{first + len(made.steps) + i:02d}-{one}-{key[:12]}"
+        if made.source is not None:  # the run that it may lie in counts other branches too
+            path = next(directory.glob(f"[0-9]*-{one}-{key[:12]}"), path)
+        places.append((one, config, key, path))
+    specs = []
+    if parents is not None and made.choices[name] is not None:
+        done = all((path / MANIFEST).is_file() for *_, path in places)
+        specs = _checked(stage, parents, made, recipe, data, branch.profiles, where, problems, done)
     taught_by = [made.key(parent) for role, parent in (parents or {}).items() if role.startswith("teacher")]
     cache = cache_of(stage, taught_by, recipe, data, directory) if specs else None
     if cache is not None:
@@ -247,14 +260,7 @@ def _add(
         if all(problem.where != place for problem in problems):  # by what lies there already
             problems += clashes(cache, made.caches, place)
         made.caches[name_here] = cache
-    first = 0 if made.source is None else 1 + _position(made.source)
-    for i, one in enumerate([f"{name}.{student}" for student in students] or [name_here]):
-        config = {"use": stage.kind, **stage.model_dump(mode="json"), **({"student": i} if students else {})}
-        keys = {role: made.key(parent) for role, parent in (parents or {}).items()}
-        key = _key(config, keys, recipe, data, stage.inputs())
-        path = directory / f"{first + len(made.steps):02d}-{one}-{key[:12]}"
-        if made.source is not None:  # the run that it may lie in counts other branches too
-            path = next(directory.glob(f"[0-9]*-{one}-{key[:12]}"), path)
+    for i, (one, config, key, path) in enumerate(places):
         spec = specs[i] if i < len(specs) else None
         choice = next(iter((made.choices[name] or [])[i:]), None)
         belongs = (name, branch.profiles, branch.scheme)
@@ -276,6 +282,7 @@ def _checked(
     profiles: list[Profile],
     where: str,
     problems: list[Problem],
+    done: bool,
 ) -> list[ModelSpec | None]:
     """The networks that a stage will leave behind (one per student), as far as they are known."""
     foreign = [p for role, parent in parents.items() for p in _foreign(role, parent, made, stage, data, where)]
@@ -289,7 +296,7 @@ def _checked(
         return []  # follows from what was said about them
     there = [expert for expert in experts if expert is not None]
     source = parents.get("source")
-    context = Context(recipe, data, profiles, there, made.spec(source), where, known, made.finished(source))
+    context = Context(recipe, data, profiles, there, made.spec(source), where, known, made.finished(source), done)
     spec, found = stage.check(context)
     problems += found
     if spec is None or any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):
