@@ -30,6 +30,8 @@ CUTS = 8
 #: A change that saves a smaller share of the time is none.
 WORTH = 0.005
 ROUNDS = 3
+#: By which a brief timing must exceed the speed-up that is asked for.
+MARGIN = 1.02
 #: So many are timed again, side by side.
 FINALISTS = 4
 
@@ -221,11 +223,17 @@ def within(
 def least_harm(
     found: Found, grouped: Mapping[str, Sequence[str]], harm: Mapping[str, float], time: Timer, speedup: float
 ) -> frozenset[str]:
-    """The fewest groups of `found` with which the network is `speedup` times faster than float."""
+    """The fewest groups of `found` with which the network is `speedup` times faster than float.
+
+    A little more, where there is more: what was timed briefly has to hold when it is timed well.
+    """
     sets = _retreat(found, grouped, harm)[:-1]
     speeds = time({str(i): chosen for i, chosen in enumerate(sets)})
-    reached = [i for i in range(len(sets)) if speeds[str(i)] >= speedup]
-    return sets[max(reached, default=0)]
+    for goal in (speedup * MARGIN, speedup):
+        reached = [i for i in range(len(sets)) if speeds[str(i)] >= goal]
+        if reached:
+            return sets[max(reached)]
+    return sets[0]
 
 
 def _retreat(found: Found, grouped: Mapping[str, Sequence[str]], harm: Mapping[str, float]) -> list[frozenset[str]]:

@@ -35,6 +35,9 @@ TOGETHER = 12
 SENSITIVITY_IMAGES, JUDGED_IMAGES = 128, 1000
 
 
+ACCURACY = "int8 costs too much accuracy here"
+
+
 class Mixed(BaseModel):
     """Layers whose int8 loses time on the profile, or too much accuracy, stay float."""
 
@@ -114,8 +117,9 @@ def priced(pricing: Pricing, scheme: str, *, wanted: Mixed | None, floats: Colle
             files[1] = _export(pricing, quant.convert(made), directory / "mixed.onnx")
         assert profile is not None
         measured = compared(files[0], files[1], profile)
-    if wanted is not None and wanted.speedup is not None:
-        _check_speedup(measured.speedup.high, wanted.speedup, profile, len(record.tried))
+    if wanted is not None and wanted.speedup is not None and measured.speedup.value < wanted.speedup:
+        limited = any(layer.reason == ACCURACY for layer in record.layers)
+        raise _too_slow(wanted, profile, measured.speedup.value, limited)
     return record.model_copy(update={"measured": measured})
 
 
@@ -157,14 +161,17 @@ def _mixture(
     if profile is not None:
         time = _timer(pricing, directory, order, profile)
         found = mixed.fastest(mixed.candidates(pricing.network, order), grouped, time)
-        if wanted.speedup is not None:
-            _check_speedup(found.speedup, wanted.speedup, profile, len(found.tried))
+        if wanted.speedup is not None and (found.speedup < wanted.speedup or not found.int8):
+            what = f"{found.speedup:.2f}x is the most that {len(found.tried)} choices of int8 layers reach"
+            raise _too_slow(wanted, profile, found.speedup, False, what)
     chosen = found.int8
     if chosen and wanted.max_drop is not None:
         chosen = mixed.within(found, grouped, harm, _dropping(pricing, order, floats), wanted.max_drop)
     elif chosen and wanted.speedup is not None:
         chosen = mixed.least_harm(found, grouped, harm, time, wanted.speedup)
     kept_float = None
+    if not chosen and profile is not None and wanted.speedup is not None:
+        raise _too_slow(wanted, profile, 1.0, True)
     if not chosen:
         kept_float = (
             f"no choice of layers is faster than float on {profile.name}"
@@ -192,7 +199,7 @@ def _decided(path: str, chosen: Collection[str], found: Found, gain: float | Non
     if path in chosen:
         return {"precision": "int8", "reason": "the answers allow it" if gain is None else "int8 saves time here"}
     if path in found.int8:
-        return {"precision": "float", "reason": "int8 costs too much accuracy here"}
+        return {"precision": "float", "reason": ACCURACY}
     if not found.int8:
         return {"precision": "float", "reason": "int8 is slower than float, in all layers and in any of the sets tried"}
     return {"precision": "float", "reason": "int8 saves no time here"}
@@ -238,12 +245,15 @@ def _dropping(pricing: Pricing, order: Sequence[str], floats: Collection[str]) -
     return drop
 
 
-def _check_speedup(found: float, wanted: float, profile: Profile, tried: int) -> None:
-    if found >= wanted:
-        return
-    raise StageError(
-        f"{wanted:g}x over float cannot be had on {profile.name}: {found:.2f}x is the most that {tried} choices of "
-        "int8 layers reach",
+def _too_slow(wanted: Mixed, profile: Profile, found: float, limited: bool, most: str = "") -> StageError:
+    """`found`: the speed-up that was reached; `limited`: layers that would save time left for the answers' sake."""
+    bound = f" within a loss of {wanted.max_drop:.2%}" if limited and wanted.max_drop is not None else ""
+    hint = f"ask for {max(found - 0.01, 1.0):.2f}" if found > 1.01 else "keep this network float on this device"
+    if bound:
+        hint = f"ask for {found - 0.01:.2f}, or a larger max_drop" if found > 1.01 else "allow a larger max_drop"
+    return StageError(
+        f"{wanted.speedup:g}x over float cannot be had on {profile.name}{bound}: "
+        + (most or f"{found:.2f}x is what the chosen layers reach"),
         where="quantize.mixed.speedup",
-        hint=f"ask for {max(found - 0.01, 1.0):.2f}" if found > 1.01 else "keep this network float on this device",
+        hint=hint,
     )
