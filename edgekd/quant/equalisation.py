@@ -13,9 +13,12 @@ from .tracing import trace
 
 __all__ = ["equalise"]
 
-#: f(s x) = s f(x) for s > 0, channel by channel.
+#: f(s x) = s f(x) for s > 0: element by element, and channel by channel where channels are the second axis, as behind
+#: convolutions. Behind a linear layer they are the last.
+ELEMENTWISE = {"relu", "leaky_relu", "dropout", "contiguous", "clone"}
 COMMUTES = {
-    *("relu", "leaky_relu", "dropout", "contiguous", "clone", "flatten", "view", "reshape", "pad", "mean"),
+    *ELEMENTWISE,
+    *("flatten", "view", "reshape", "pad", "mean"),
     *("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"),
 }
 SWEEPS = 50
@@ -102,9 +105,10 @@ def _pair(first: Node) -> _Pair | None:
         epsilon: Any = node.args[7]
         norm = gamma, beta, variance, float(epsilon)
         node = _only_reader(node)
-    while node is not None and _commutes(node):
+    convolved = operation(first) in CONVOLUTIONS
+    while node is not None and (_commutes(node) if convolved else operation(node) in ELEMENTWISE):
         node = _only_reader(node)
-    if node is None or operation(node) not in MATRIX:
+    if node is None or operation(node) not in MATRIX or not _same_axis(convolved, node):
         return None
     weight, bias, second = _name(first.args[1]), _name(first.args[2] if len(first.args) > 2 else None), None
     second = _name(node.args[1])
@@ -115,6 +119,13 @@ def _pair(first: Node) -> _Pair | None:
     if channels != first.args[1].meta["val"].shape[0]:  # type: ignore[union-attr]
         return None
     return _Pair(weight, bias, norm, second, groups)
+
+
+def _same_axis(convolved: bool, second: Node) -> bool:
+    """Whether the axis that the second layer multiplies holds the first one's channels."""
+    if operation(second) in CONVOLUTIONS:
+        return convolved
+    return not convolved or second.args[0].meta["val"].dim() == 2  # type: ignore[union-attr]
 
 
 def _commutes(node: Node) -> bool:

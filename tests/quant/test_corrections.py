@@ -244,3 +244,26 @@ def test_corrections_want_a_network_prepared_without_training_and_images(trained
         correct_bias(prepared, [digits[:8]])
     with pytest.raises(UsageError, match="no image to correct with"):
         adapt_rounding(quantized(trained, digits), [])
+
+
+class Tokens(nn.Module):
+    """Rows of an image as eight tokens of eight channels, then the mean over `axis`: 1, tokens, or 2, channels."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.relu(self.second(F.relu(self.first(image.squeeze(1)))))
+        return self.head(x.mean(self.axis))
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_last_axis_behind_linear_layers_is_that_of_channels(digits: Tensor, axis: int) -> None:
+    torch.manual_seed(0)
+    network = Tokens(axis).eval()
+    before = network(digits[:32])
+    # As many tokens as channels: shapes alone would not tell them apart.
+    assert equalise(network, digits[:4]) == 1
+    assert torch.allclose(network(digits[:32]), before, atol=1e-5)
