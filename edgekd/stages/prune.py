@@ -18,10 +18,10 @@ from ..artifact import Artifact, ModelSpec, digest, write_atomically
 from ..checkpoint import METRICS
 from ..errors import EdgekdError, Problem, StageError
 from ..learner import Student, parse_objectives
-from ..models import changed_attributes, load_state, save_state, without_blocks
+from ..models import build, changed_attributes, load_state, save_state, without_blocks
 from ..objectives import Objectives
 from ..profile import Profile
-from ..pruning import Importance, PruningPlan, Target, carry_out, merged, prune
+from ..pruning import Importance, PruningPlan, Target, carry_out, merged, prune, reach
 from ..recipe import Component
 from ..registry import register
 from .teaching import Context, Heal, Teaching, healing_problems, load_network, teaching
@@ -60,13 +60,40 @@ class Prune(BaseModel):
         """The source is known; its pruned shape is not yet, so taps are checked on the whole network."""
         problems: list[Problem] = []
         if self.target.latency is not None:
-            problems += profile_problems(self.target.latency, context.profiles, f"{context.where}.target.latency")
+            where = f"{context.where}.target.latency"
+            problems += profile_problems(self.target.latency, context.profiles, where, probe=not context.done)
         if 0 < self.heal.epochs < self.rounds:
             what = f"{self.rounds} rounds share {self.heal.epochs} epochs of healing"
             problems.append(Problem(f"{context.where}.rounds", what, f"heal.epochs = {self.rounds} or more"))
         if context.source is None:
             return None, problems
-        return context.source, problems + healing_problems(context.source, self.heal, context)
+        problems += healing_problems(context.source, self.heal, context)
+        return context.source, problems if problems or context.done else self._out_of_reach(context.source, context)
+
+    def _out_of_reach(self, source: ModelSpec, context: Context) -> list[Problem]:
+        """What pruning would raise at once, told before anything is trained; of a network that is whole until then."""
+        mine = int(context.where.removeprefix("stage[").removesuffix("]"))
+        if source.attributes or source.removed or any(one.use == self.kind for one in context.recipe.stage[:mine]):
+            return []
+        try:
+            with torch.random.fork_rng(devices=[]):
+                reach(
+                    build(source),
+                    torch.randn(1, *context.data.size),
+                    target=self.target,
+                    channel_multiple=self.channel_multiple or 1,
+                    protected=self.protected,
+                    keep_outputs=len(context.data.classes),
+                    depth=self.depth and self.strategy == "knapsack",
+                    tapped=self._taps(),
+                )
+        except EdgekdError as error:
+            own = ("protected", "target")
+            return [
+                Problem(f"{context.where}.{p.where}" if p.where.startswith(own) else context.where, p.what, p.hint)
+                for p in error.problems
+            ]
+        return []
 
     def inputs(self) -> dict[str, str]:
         """The profile that latency is measured on."""

@@ -254,3 +254,61 @@ def test_a_finished_run_stays_finished_on_another_machine(cpu: Profile, monkeypa
     here = stage.resolved([cpu], NOTHING).inputs()
     monkeypatch.setattr("edgekd.stages.paying.not_here", lambda profile, environment: "another machine")
     assert stage.resolved([cpu], NOTHING).inputs() == here
+
+
+def pruning(context: Context, **config: Any) -> list[Problem]:
+    stage = {"channel_multiple": 2, "heal": {"epochs": 0}, **config}
+    return Prune.model_validate(stage).check(context)[1]
+
+
+class Untraceable(nn.Module):
+    """It wants as many images as a batch of a plan's check has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if len(image) == 1:
+            raise ValueError("one image is not enough")
+        return self.head(image.flatten(1))
+
+
+def test_what_pruning_would_refuse_is_told_before_anything_is_trained(
+    context: Any, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pruning(context(), target={"macs": 0.5}, protected=["layer1"]) == []
+    (unknown,) = pruning(context(), target={"latency": {"speedup": 2.0}}, protected=["layr1.*"])
+    assert (unknown.where, unknown.what) == ("stage[2].protected", "no module matches 'layr1.*'")
+    assert "layer1" in (unknown.hint or "")
+    for measure in ("macs", "parameters", "size"):
+        (far,) = pruning(context(), target={measure: 1e-4})
+        assert far.where == f"stage[2].target.{measure}"
+        assert far.what.startswith("0.0001 cannot be reached: at least 0.")
+        nearest = float(far.what.split("at least ")[1].split(" ")[0])
+        assert pruning(context(), target={measure: nearest}) == []
+        assert pruning(context(), target={measure: nearest - 2e-4}) != []
+    monkeypatch.setattr(sys.modules["own_networks"], "untraceable", Untraceable, raising=False)
+    strange = specify("own_networks:untraceable", {}, classes=10, size=[1, 16, 16], where="model")
+    (untraced,) = pruning(context(source=strange), target={"macs": 0.5})
+    assert untraced.where == "stage[2]"
+    assert "cannot trace this network" in untraced.what
+
+
+def test_what_an_earlier_pruning_leaves_is_not_known_yet(context: Any) -> None:
+    twice = made_recipe().model_copy(update={"stage": [Component(use="prune"), Component(use="prune")]})
+    first, second = (context(recipe=twice, where=f"stage[{i}]") for i in range(2))
+    assert pruning(first, target={"macs": 1e-4}) != []
+    assert pruning(second, target={"macs": 1e-4}) == []
+    assert pruning(context(source=spec().model_copy(update={"removed": ["layer1.0"]})), target={"macs": 1e-4}) == []
+
+
+def test_a_pruning_that_is_done_needs_no_device(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekd.stages.timing.not_here", lambda profile, environment: "it is elsewhere")
+    latency = {"latency": {"speedup": 2.0}}
+    (problem,) = pruning(context(), target=latency)
+    assert problem.where == "stage[2].target.latency.profile"
+    assert problem.what == "cannot be measured here: it is elsewhere"
+    assert pruning(context(done=True), target=latency) == []
+    (unknown,) = pruning(context(done=True), target={"latency": {"speedup": 2.0, "profile": "cpu-x68"}})
+    assert "no profile 'cpu-x68'" in unknown.what
