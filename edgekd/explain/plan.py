@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..bench.env import BUSY
 from .table import columns, compact, legend, reasons_text
 
 __all__ = ["plan_text"]
@@ -61,15 +62,32 @@ def _totals(plan: Mapping[str, Any], measure: str) -> list[str]:
             f"latency  predicted {latency['predicted_ms_before']:.4f} -> {latency['predicted_ms_after']:.4f} ms {where}"
         )
         before, after, times = (latency[k] for k in ("measured_ms_before", "measured_ms_after", "speedup"))
-        lines.append(f"         measured  {before['value']:.4f} -> {after['value']:.4f} ms")
+        lines.append(f"         measured  {_interval(before)} -> {_interval(after)} ms")
         lines.append(
             f"         speed-up  {times['value']:.2f}x [{times['low']:.2f}, {times['high']:.2f}], "
             f"wanted {latency['wanted_speedup']:.2f}x"
         )
+        lines += _circumstances(latency)
     if plan.get("harm"):
         lines.append(
-            f"harm     {plan['harm']:.3g} nats with all of it gone, before healing (KL divergence of the answers)"
+            f"harm     {plan['harm']:.3g} nats measured with all of it gone, before healing (KL of the answers)"
         )
-    saved = f"saves: predicted {UNITS[measure]} that this group alone saves, all else as decided"
-    lines.append(f"columns  {saved}; harm: measured with it alone gone")
+    lines.append(f"columns  saves: predicted {UNITS[measure]} that this group alone saves, all else as decided;")
+    lines.append("         harm: estimated with it alone gone, measured at up to 6 numbers of its channels")
+    return lines
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.4f} [{found['low']:.4f}, {found['high']:.4f}]"
+
+
+def _circumstances(latency: Mapping[str, Any]) -> list[str]:
+    """What the measurement was made with; plans of older versions do not know it."""
+    if not latency.get("rounds"):
+        return []
+    threads = latency["threads"]
+    found = [f"{latency['rounds']} rounds", latency["runtime"], f"{threads} thread{'s' if threads > 1 else ''}"]
+    lines = ["         " + ", ".join([*found, latency["device"]])]
+    if (latency["busy"] or 0.0) > BUSY:
+        lines.append(f"         other programs kept {latency['busy']:.1f} cores busy meanwhile")
     return lines

@@ -109,8 +109,10 @@ class GroupPlan(_Record):
     )
     harm: float | None = Field(
         None,
-        description="what its removal added to the mean KL divergence of the answers from those of the whole network, "
-        "on calibration images, beside what was gone by then; in nats. Null where none went, or it was not asked for",
+        description="an estimate of what its removal added to the mean KL divergence of the answers from those of the "
+        "whole network, in nats: measured on 128 calibration images at up to 6 numbers of its channels, each with it "
+        "alone gone beside what was gone by then, on straight lines between them, summed over the parts of the way; "
+        "harms of groups do not add up to that of the plan. Null where none went, or it was not asked for",
     )
     block: str | None = Field(None, description="the removed block that it was a part of; no channel is left then")
     reason_kept: str | None = Field(None, description="why no channel of it was removed; null where some were")
@@ -162,8 +164,8 @@ class PruningPlan(_Record):
     blocks: list[BlockPlan] = Field(default=[], description="whole residual blocks; empty where depth stays as it is")
     harm: float = Field(
         0.0,
-        description="with all of it gone, before healing: mean KL divergence of the answers on calibration images, in "
-        "nats; of several rounds their sum",
+        description="measured with all of it gone, before healing: mean KL divergence of the answers on 256 "
+        "calibration images, in nats; of several rounds their sum",
     )
     latency: LatencyPlan | None = None
     macs_before: int
