@@ -32,7 +32,7 @@ def calibrate(
     look at a histogram of all values: percentile leaves out (100 - percentile) % at each end, entropy loses least
     information (Migacz 2017), mse has the smallest squared error.
     Raises UsageError when there is no image, or one with NaN or infinity, and StageError for an activation that is
-    not finite or, unless training can still widen its range, always zero.
+    not finite or, unless training can still widen its range, always zero, or zero but for what a percentile leaves out.
     """
     network = as_prepared(prepared)
     if method not in get_args(Method):
@@ -56,6 +56,7 @@ def calibrate(
         _show(network, shown, counting)
         for module, counts in counting.items():
             module.set_range(*_range(module, counts.histogram(), method, percentile))
+        check_ranges(network.network, alive=alive, left_out=100 - percentile if method == "percentile" else 0)
     return images
 
 
@@ -125,7 +126,9 @@ def _range(
 ) -> tuple[float, float]:
     symmetric = module.qscheme == torch.per_tensor_symmetric
     if method == "percentile":
-        return percentile_range(histogram, percentile, symmetric)
+        low, high = percentile_range(histogram, percentile, symmetric)
+        # Within the bins beside 0 nothing is left but zeros, spread over their bin.
+        return (low, high) if max(-low, high) > 2 * histogram.largest / BINS else (0.0, 0.0)
     if method == "entropy":
         # As many integers as stand for one side of 0.
         one_sided = not symmetric and (histogram.low >= 0 or histogram.high <= 0)

@@ -11,8 +11,11 @@ from .graph import layers, operation
 __all__ = ["check_ranges"]
 
 
-def check_ranges(graph: GraphModule, *, alive: bool) -> None:
-    """Raise StageError, naming the layer, for a range that was never set or is not finite; `alive`: or is zero."""
+def check_ranges(graph: GraphModule, *, alive: bool, left_out: float = 0) -> None:
+    """Raise StageError, naming the layer, for a range that was never set or is not finite; `alive`: or is zero.
+
+    `left_out`: the percentage of the values that ranges leave out at each end.
+    """
     for node in graph.graph.nodes:
         module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, ActivationFakeQuantize):
@@ -30,6 +33,12 @@ def check_ranges(graph: GraphModule, *, alive: bool) -> None:
                 f"activations became NaN or infinite: no range can hold {where}",
                 where="quantization",
                 hint="look at the weights and at the training loss",
+            )
+        if alive and low == high == 0 and left_out:
+            raise StageError(
+                f"{where} is 0 but for less than {left_out:.4g} % of its values, which its range leaves out",
+                where="quantization",
+                hint="a higher percentile, or ranges = 'min-max'",
             )
         if alive and low == high == 0:
             raise StageError(

@@ -198,6 +198,18 @@ def test_a_dead_activation_is_an_error_with_its_layer(trained: nn.Module, digits
     assert calibrate(prepare(network, digits[:8], SCHEMES["x86-u8s8"], qat=True), [digits[:50]]) == 50
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_percentile_that_leaves_out_all_but_zeros_is_an_error(trained: nn.Module, digits: Tensor, sign: int) -> None:
+    prepared = prepare(trained, digits[:8], SCHEMES["x86-u8s8"], qat=False)
+    rare = torch.zeros_like(digits[:200])
+    rare[7, 0, 3, 3] = sign * 5.0  # one of 12,800 values
+    with pytest.raises(StageError, match=r"the image is 0 but for less than 0\.01 % of its values"):
+        calibrate(prepared, [rare], method="percentile", percentile=99.99)
+    calibrate(prepared, [rare], method="percentile", percentile=99.995)
+    image = next(m for m in prepared.modules() if isinstance(m, ActivationFakeQuantize))
+    assert max(image.lowest.abs().item(), image.highest.item()) == pytest.approx(5.0, abs=10 / BINS)
+
+
 def test_bad_arguments(trained: nn.Module, digits: Tensor) -> None:
     prepared = prepare(trained, digits[:8], SCHEMES["x86-u8s8"], qat=False)
     with pytest.raises(UsageError, match="no calibration method 'kl'"):
