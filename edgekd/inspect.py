@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -66,6 +68,8 @@ def describe(
         if value is not None:
             raise UsageError(f"{name} is no file or artifact", where=option, hint="it is for what has layers")
     if name in profile_names() or (path.suffix == ".toml" and path.is_file()):
+        if path.is_file() and _holds_stages(path):
+            raise UsageError(f"{name} is a recipe, not a profile", where="show", hint=f"edgekd check {name}")
         table = load_profile(name, "show").model_dump(mode="json")
         return {"profile": table, "text": "\n".join(f"{key} = {value}" for key, value in table.items())}
     known: list[str] = profile_names()
@@ -74,6 +78,13 @@ def describe(
         if name in names(kind):
             return _component(kind, name)
     raise UsageError(f"nothing is called {name!r}", where="show", hint=nearest(name, known))
+
+
+def _holds_stages(path: Path) -> bool:
+    """Whether a TOML file is a recipe; what cannot be read is told by whoever reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        return bool({"teacher", "stage", "data"} & tomllib.loads(path.read_text(encoding="utf-8")).keys())
+    return False
 
 
 def _component(kind: str, name: str) -> dict[str, Any]:

@@ -169,6 +169,17 @@ def test_show_profiles_artifacts_and_files(finished: Any, edgekd: Call) -> None:
     assert document["metadata"]["preprocessing"]["size"] == [3, 16, 16]
 
 
+def test_show_a_recipe_says_what_it_is(edgekd: Call, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('version = 1\nname = "mine"\ndata = { use = "digits" }\n')
+    done = edgekd("show", str(file))
+    assert done.code == 2
+    assert f"{file} is a recipe, not a profile" in done.err.replace("\n", "")
+    assert f"edgekd check {file}" in done.err.replace("\n", "")
+    file.write_text('extends = "cpu-x86"\n')
+    assert edgekd("show", str(file)).code == 0
+
+
 def test_show_what_is_not_there(edgekd: Call) -> None:
     done = edgekd("show", "hnt")
     assert (done.code, done.out) == (2, "")
