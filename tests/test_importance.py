@@ -326,6 +326,19 @@ def test_what_an_importance_needs_and_did_not_get() -> None:
         evidence(network, "taylor")
 
 
+def test_images_without_a_label_do_not_count(batches: list[dict[str, Tensor]]) -> None:
+    network = seeded(Residual)
+    images, labels = batches[0]["image"], batches[0]["label"]
+    strangers = {"image": torch.cat([images, images + 1]), "label": torch.cat([labels, torch.full_like(labels, -1)])}
+    expected = evidence(network, "hessian", batches=batches[:1])
+    found = evidence(
+        network, "hessian", batches=[strangers, {**strangers, "label": torch.full((2 * len(labels),), -1)}]
+    )
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-4) for name in expected)
+    with pytest.raises(UsageError, match="needs labels, and no calibration image has one"):
+        evidence(network, "hessian", batches=[{"image": images, "label": torch.full_like(labels, -1)}])
+
+
 def test_images_that_are_not_finite(batches: list[dict[str, Tensor]]) -> None:
     broken = [{**batches[0], "image": batches[0]["image"] * float("inf")}]
     for importance in ("hessian", "activation", "taylor"):

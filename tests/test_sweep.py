@@ -152,6 +152,14 @@ def test_images_without_labels_have_harm_and_no_drop(network: nn.Module) -> None
     assert max(row["harm"] for row in rows) > 0
 
 
+@pytest.mark.parametrize("importance", ["taylor", "hessian"])
+def test_importances_that_need_labels_say_so_where_there_are_none(network: nn.Module, importance: Any) -> None:
+    options = {**OPTIONS, "importance": importance}
+    found = sweep(network, batches(0, 20), calibration=batches(60, 20, labelled=False), **options)
+    assert found["not_pruned"] == f'importance = "{importance}" needs labels, and no calibration image has one'
+    assert (found["groups"], found["blocks"]) == ([], [])
+
+
 def test_what_cannot_be_quantized_can_still_be_pruned_and_the_document_says_why() -> None:
     class Choosing(nn.Module):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ from ..models import outputs
 from .graph import ChannelGroup, Edit, slices
 from .plan import Importance
 
-__all__ = ["IMPORTANCES", "channel_importance", "evidence", "unranked"]
+__all__ = ["IMPORTANCES", "channel_importance", "evidence", "labelled", "unlabelled", "unranked"]
 
 #: What `edgekd list importances` says of each.
 IMPORTANCES: dict[Importance, str] = {
@@ -148,9 +148,11 @@ def evidence(
     taylor: parameter name -> gradient of `loss`, which is called once with a copy of the network in evaluation mode
         and returns a scalar.
     hessian: parameter name -> mean square over the images of the gradient of each image's cross-entropy, from
-        `batches` of {"image": [N, C, H, W], "label": [N]}. One backward pass per image.
+        `batches` of {"image": [N, C, H, W], "label": [N]}; those with a negative label have none and do not count. One
+        backward pass per image.
     activation: path of each convolution and linear layer -> mean |input| of each of its input channels [C].
-    Raises UsageError where `loss` or `batches` is missing or no scalar, StageError where something is not finite.
+    Raises UsageError where `loss`, `batches` or every label is missing or the loss is no scalar, StageError where
+    something is not finite.
     """
     if importance == "taylor":
         return _gradients(network, loss)
@@ -161,6 +163,18 @@ def evidence(
     twin = copy.deepcopy(network).eval().requires_grad_(True)
     found = _squared_gradients(twin, batches) if importance == "hessian" else _inputs(twin, batches)
     return _finite(found, importance)
+
+
+def labelled(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Images and labels of those rows of a batch that have a label: a negative one stands for none."""
+    known = batch["label"] >= 0
+    return batch["image"][known], batch["label"][known]
+
+
+def unlabelled(importance: Importance) -> UsageError:
+    """There is nothing to differentiate."""
+    what = f'importance = "{importance}" needs labels, and no calibration image has one'
+    return UsageError(what, where="importance", hint='importance = "magnitude" needs none')
 
 
 def _gradients(network: nn.Module, loss: Callable[[nn.Module], Tensor] | None) -> dict[str, Tensor]:
@@ -183,15 +197,18 @@ def _squared_gradients(network: nn.Module, batches: Sequence[Mapping[str, Any]])
     squares: dict[str, Tensor] = {}
     images = 0
     for batch in batches:
-        for image, label in zip(batch["image"].split(1), batch["label"].split(1), strict=True):
+        known, labels = labelled(batch)
+        for image, label in zip(known, labels, strict=True):
             network.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                nn.functional.cross_entropy(outputs(network(image))["logits"], label).backward()
+                nn.functional.cross_entropy(outputs(network(image[None]))["logits"], label[None]).backward()
             for name, parameter in _parameters(network):
                 if parameter.grad is not None:
                     square = parameter.grad.double().cpu() ** 2
                     squares[name] = squares[name] + square if name in squares else square
             images += 1
+    if not images:
+        raise unlabelled("hessian")
     return {name: square / images for name, square in squares.items()}
 
 

@@ -14,6 +14,7 @@ from ..models import outputs
 from ..pruning import Importance
 from ..pruning.candidates import Found, find
 from ..pruning.costs import Predicted, counted_layers
+from ..pruning.ranking import labelled, unlabelled
 from ..pruning.search import Candidate
 from ..pruning.sensitivity import Effect, effects, measured_steps, removal
 from ..report.sensitivity import harm_at
@@ -113,8 +114,11 @@ def _found(
     """What may be taken away, or why the network cannot be looked through."""
 
     def loss(twin: nn.Module) -> Tensor:
-        answers = [(outputs(twin(batch["image"]))["logits"], batch["label"]) for batch in calibration]
-        return torch.stack([nn.functional.cross_entropy(*pair) for pair in answers]).mean()
+        known = [(images, labels) for images, labels in map(labelled, calibration) if len(labels)]
+        if not known:
+            raise unlabelled("taylor")
+        losses = [nn.functional.cross_entropy(outputs(twin(images))["logits"], labels) for images, labels in known]
+        return torch.stack(losses).mean()
 
     try:
         found = find(
