@@ -86,7 +86,7 @@ def students(
 def _numbers(option: str, text: str | None) -> list[int]:
     values = _factors(option, text)
     if any(value != int(value) for value in values):
-        raise UsageError(f"expected whole numbers, got {text!r}", where=option, hint=f"for example {option} 8,16")
+        raise UsageError(f"expected whole numbers, got {text!r}", where=option, hint=_example(option))
     return [int(value) for value in values]
 
 
@@ -96,5 +96,9 @@ def _factors(option: str, text: str | None) -> list[float]:
     except ValueError:
         values = [-1.0]
     if not all(0 < value < 1e6 for value in values):
-        raise UsageError(f"expected numbers above 0 and commas, got {text!r}", where=option, hint=f"{option} 8,16")
+        raise UsageError(f"expected numbers above 0 and commas, got {text!r}", where=option, hint=_example(option))
     return values
+
+
+def _example(option: str) -> str:
+    return f"for example {option} {'3,32,32' if option == '--size' else '8,16'}"

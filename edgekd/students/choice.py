@@ -26,6 +26,8 @@ from .table import Progress
 __all__ = ["Choice", "chosen_students"]
 
 AUTO = "auto"
+#: What of a profile changes latencies, or which shapes are measured.
+TELLING = {"runtime", "threads", "affinity", "scheme", "opset", "channel_multiple"}
 #: The trials of a search lie two levels below it and share the students that it chose.
 ABOVE = 2
 
@@ -168,7 +170,7 @@ def _want(
         "p50_ms": p50_ms,
         "speedup": speedup,
         "precision": precision,
-        "profile": profile.model_dump(mode="json", include={"runtime", "threads", "scheme"}),
+        "profile": profile.model_dump(mode="json", include=TELLING),
         "batch": profile.protocol.batch,
         "size": data.size,
         "classes": len(data.classes),

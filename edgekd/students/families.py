@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..artifact import ModelSpec
-from ..errors import UsageError, nearest
+from ..errors import RecipeError, UsageError, nearest
 from ..models import specify
 
 __all__ = ["FAMILIES", "Candidate", "candidates", "default_network"]
@@ -95,7 +96,7 @@ FAMILIES: dict[str, Family] = {
 
 def _whole(width: float) -> int:
     if width != int(width):
-        raise UsageError(f"must be whole numbers in this family, got {width:g}", where="widths")
+        raise UsageError(f"must be whole numbers in this family, got {width:g}", where="--widths")
     return int(width)
 
 
@@ -117,13 +118,17 @@ def candidates(
         raise UsageError(f"no family {family!r}", where=where, hint=nearest(family, FAMILIES))
     chosen = FAMILIES[family]
     if depths and not chosen.depths:
-        raise UsageError(f"{family} has one depth only", where="depths", hint="leave it out")
+        raise UsageError(f"{family} has one depth only", where="--depths", hint="leave it out")
     pairs = chosen.grid(multiple)
     if depths or widths:
         deep: Sequence[int | None] = list(depths) or list(chosen.depths) or [None]
         pairs = [(d, w) for d in deep for w in (widths or dict.fromkeys(w for _, w in pairs))]
     pairs = sorted(set(pairs), key=lambda pair: (pair[0] or 0, pair[1]))
-    return [_candidate(family, depth, width, size, classes) for depth, width in pairs]
+    try:
+        return [_candidate(family, depth, width, size, classes) for depth, width in pairs]
+    except RecipeError as error:
+        own = [replace(p, where="--depths") if depths and p.where.endswith(".depth") else p for p in error.problems]
+        raise RecipeError(own) from error
 
 
 def default_network(family: str, size: list[int], classes: int) -> Candidate:

@@ -84,6 +84,8 @@ def measured_family(
     wanted += [(teacher, "fp32")] if teacher is not None else []
     table, file = table_of(family, profile, size, classes, wanted, again=again, progress=progress)
     here = environment()
+    keys = [entry_key(*one) for one in wanted]
+    busy = table.busy(keys)
     version = here["versions"].get(profile.runtime, "")
     against = table.p50(entry_key(teacher, "fp32")) if teacher is not None else table.reference_p50
     return {
@@ -94,7 +96,7 @@ def measured_family(
         "classes": classes,
         "precisions": list(precisions),
         "capacity": CAPACITY,
-        "measured": table.measured,
+        "measured": table.measured(keys),
         "device": here["cpu"],
         "runtime": f"{profile.runtime} {version}".strip(),
         "threads": profile.threads,
@@ -105,8 +107,8 @@ def measured_family(
         },
         "candidates": rows_of(members, table, precisions, teacher),
         "cache": str(file),
-        "busy": table.busy,
-        "warnings": disturbances(here, table.busy),
+        "busy": busy,
+        "warnings": disturbances(here, busy),
     }
 
 

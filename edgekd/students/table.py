@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,14 @@ CALIBRATION = 16
 
 
 class Entry(BaseModel):
-    """One network in one precision. `ratio` is its median latency over the reference's, round by round."""
+    """One network in one precision. `ratio` is its median latency over the reference's, round by round.
+
+    `busy`: cores that other programs kept busy meanwhile.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    measured: str
+    busy: float
     parameters: int
     macs: int
     size_mb: float
@@ -51,24 +56,27 @@ class Entry(BaseModel):
 
 
 class Table(BaseModel):
-    """What was measured of a family on one machine. `reference_ms` are medians of rounds, of all sessions.
-
-    `busy`: cores that other programs kept busy meanwhile, in the worst session.
-    """
+    """What was measured of a family on one machine. `reference_ms` are medians of rounds, of all sessions."""
 
     model_config = ConfigDict(extra="forbid")
     version: int = 1
     holds_for: dict[str, Any]
-    measured: str
     reference: str
     reference_ms: list[float] = []
-    busy: float = 0.0
     entries: dict[str, Entry] = {}
 
     @property
     def reference_p50(self) -> Interval:
         """Milliseconds, over all sessions."""
         return bootstrap_median(self.reference_ms)
+
+    def busy(self, keys: Iterable[str]) -> float:
+        """Cores that other programs kept busy while these entries were measured, in the worst session."""
+        return max(self.entries[key].busy for key in keys)
+
+    def measured(self, keys: Iterable[str]) -> str:
+        """When the oldest of these entries was."""
+        return min(self.entries[key].measured for key in keys)
 
     def p50(self, key: str) -> Interval:
         """Milliseconds of an entry: its ratio times the reference, and both intervals in one."""
@@ -108,7 +116,7 @@ def table_of(
         return table, file
     check_here(profile)
     reference = default_network(family, size, classes)
-    table = table or Table(holds_for=holds, measured="", reference=f"{reference.name} fp32")
+    table = table or Table(holds_for=holds, reference=f"{reference.name} fp32")
     names = list(missing)
     with tempfile.TemporaryDirectory() as directory, torch.random.fork_rng(devices=[]):
         place = Path(directory)
@@ -121,9 +129,9 @@ def table_of(
                     progress(i + 1, len(names))
             since = others_busy()
             found = compared(first, files, profile)
-            table.busy = max(table.busy, since() or 0.0)
+            busy = since() or 0.0
             figures = {key: (*count(build(missing[key][0]), size), files[key].stat().st_size / 1e6) for key in files}
-            _add(table, found, figures)
+            _add(table, found, figures, busy)
             _keep(table, file)
     return table, file
 
@@ -145,13 +153,19 @@ def compared(reference: Path, files: dict[str, Path], profile: Profile) -> dict[
     return {name: latency.round_p50 for name, latency in measured.latencies.items()}
 
 
-def _add(table: Table, rounds: dict[str, list[float]], figures: dict[str, tuple[int, int, float]]) -> None:
+def _add(table: Table, rounds: dict[str, list[float]], figures: dict[str, tuple[int, int, float]], busy: float) -> None:
     table.reference_ms.extend(rounds["reference"])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     for key, (parameters, macs, size_mb) in figures.items():
-        ratio = paired_ratio(rounds[key], rounds["reference"])
-        entry = Entry(parameters=parameters, macs=macs, size_mb=size_mb, ratio=ratio, rounds=len(rounds[key]))
-        table.entries[key] = entry
-    table.measured = datetime.now(UTC).isoformat(timespec="seconds")
+        table.entries[key] = Entry(
+            measured=now,
+            busy=busy,
+            parameters=parameters,
+            macs=macs,
+            size_mb=size_mb,
+            ratio=paired_ratio(rounds[key], rounds["reference"]),
+            rounds=len(rounds[key]),
+        )
 
 
 def _write(spec: ModelSpec, precision: str, path: Path, profile: Profile, size: list[int], classes: int) -> Path:
@@ -185,7 +199,6 @@ def _keep(table: Table, file: Path) -> None:
     other = _read(file)
     if other is not None and (more := other.entries.keys() - table.entries.keys()):
         table.entries |= {key: other.entries[key] for key in more}
-        table.busy = max(table.busy, other.busy)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, table.model_dump_json(indent=1) + "\n")

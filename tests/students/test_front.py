@@ -56,9 +56,9 @@ def test_the_widths_of_a_profile_with_another_multiple_are_its_multiples(multipl
     ("arguments", "where", "what"),
     [
         ({"family": "cifar-resnets"}, "--family", "no family"),
-        ({"family": "mobilenet", "depths": [8]}, "depths", "one depth only"),
-        ({"family": "cifar-resnet", "widths": [8.5]}, "widths", "whole numbers"),
-        ({"family": "cifar-resnet", "depths": [9]}, "cifar-resnet of width 8.depth", "6n+2"),
+        ({"family": "mobilenet", "depths": [8]}, "--depths", "one depth only"),
+        ({"family": "cifar-resnet", "widths": [8.5]}, "--widths", "whole numbers"),
+        ({"family": "cifar-resnet", "depths": [9]}, "--depths", "6n+2"),
         ({"family": "vit", "precisions": ["int4"]}, "--precision", "'int4' is not measured on cpu-x86"),
         ({"family": "vit", "profiles": ["cpu-x68"]}, "--profile", "no profile 'cpu-x68'"),
     ],
@@ -116,6 +116,22 @@ def test_a_table_from_a_busy_machine_says_so_whenever_it_is_read(clock: Any, mon
         assert any("other programs kept 1.5 of" in warning for warning in front["warnings"])
     again = fronts("cifar-resnet", [], size=SIZE, depths=[8], widths=[8], again=True)["fronts"][0]
     assert not any("busy" in warning for warning in again["warnings"])
+
+
+def test_measuring_again_clears_what_was_busy_of_what_it_measures_alone(
+    clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(widths: list[float], cores: float, again: bool = False) -> float:
+        monkeypatch.setattr(table, "others_busy", lambda: lambda: cores)
+        found = fronts("cifar-resnet", [], size=SIZE, depths=[8], widths=widths, again=again)["fronts"][0]
+        return float(found["busy"])
+
+    assert busy([8, 16], 1.5) == 1.5
+    assert busy([8], 0.0, again=True) == 0.0
+    assert busy([8], 0.7) == 0.0, "read, not measured"
+    assert busy([16], 0.0) == busy([8, 16], 0.0) == 1.5, "kept from the first session"
+    assert busy([8, 16, 24], 0.3) == 1.5
+    assert busy([24], 0.0) == 0.3
 
 
 @pytest.mark.parametrize(
