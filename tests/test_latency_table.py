@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from edgekd.models import build, specify
 from edgekd.onnx_file import optimised_layers
 from edgekd.profile import Profile, load_profile
+from edgekd.pruning import latency
 from edgekd.pruning.candidates import find
 from edgekd.pruning.costs import Predicted
-from edgekd.pruning.latency import LatencyTable, cache_directory, timed_layers
+from edgekd.pruning.latency import LatencyTable, timed_layers
 from edgekd.pruning.one_layer import Precision, Shape, layer_file, measure_layers
 
 CPU = load_profile("cpu-x86")
@@ -44,10 +47,10 @@ def test_a_layer_is_measured_once_and_kept_on_disk(tmp_path: Path) -> None:
     again = LatencyTable(CPU, directory=tmp_path, measure=clock)
     assert again.get([*shapes, conv(3, 16, 8)])[shapes[1]] == 1e-3 + 512e-6
     assert clock.asked == [*shapes[:2], conv(3, 16, 8)]
-    assert len(LatencyTable(CPU, directory=tmp_path, measure=clock)._ms) == 3
+    assert len(LatencyTable(CPU, directory=tmp_path, measure=clock)._known) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"ms": 3}', '{"ms": {"conv": "x"}}', "\x00\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"layers": 3}', '{"layers": {"conv": "x"}}', "\x00\xff"])
 def test_a_damaged_file_is_measured_again(tmp_path: Path, content: str) -> None:
     clock = Clock()
     LatencyTable(CPU, directory=tmp_path, measure=clock).get([conv(16, 16, 8)])
@@ -80,7 +83,30 @@ def test_what_changes_times_has_a_file_of_its_own(tmp_path: Path, monkeypatch: p
     same = CPU.model_copy(update={"name": "mine", "description": "other", "scheme": "arm-s8s8", "budgets": {"a": 1}})
     assert file(same) == file()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cache_directory() == tmp_path / "cache" / "edgekd" / "latency"
+    assert LatencyTable(CPU).file.parent == tmp_path / "cache" / "edgekd" / "latency"
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_on_a_quiet_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, one, two = Clock(), conv(16, 16, 8), conv(16, 32, 8)
+
+    def get(shapes: list[Shape], cores: float) -> int:
+        monkeypatch.setattr(latency, "others_busy", lambda: lambda: cores)
+        before = len(clock.asked)
+        LatencyTable(CPU, directory=tmp_path, measure=clock).get(shapes)
+        return len(clock.asked) - before
+
+    monkeypatch.setattr(latency, "LOOK_S", 0.0)
+    assert get([one], 1.5) == 1
+    assert get([one, two], 1.5) == 1, "there is no better time yet"
+    assert get([one], 0.0) == 1
+    assert get([one], 0.0) == 0
+    assert get([one, two], 0.0) == 1
+    (file,) = tmp_path.iterdir()
+    stored = json.loads(file.read_text())["layers"]
+    assert {entry["busy"] for entry in stored.values()} == {0.0}
+    assert all(datetime.fromisoformat(entry["measured"]).tzinfo for entry in stored.values())
 
 
 def test_layers_sum_up_to_the_network_and_shrink_as_the_table_says(tmp_path: Path) -> None:

@@ -5,42 +5,53 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
-import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..artifact import digest, write_atomically
-from ..bench import environment
+from ..bench import others_busy
+from ..bench.cache import cache_directory, holds_for
+from ..bench.env import BUSY
 from ..profile import Profile
 from .costs import Layer, proportional
 from .one_layer import Precision, Shape, measure_layers
 from .search import Candidate
 
-__all__ = ["LatencyTable", "cache_directory", "timed_layers"]
+__all__ = ["LatencyTable", "timed_layers"]
 
 #: Channel counts at which a layer is measured, along each of its two sides.
 ANCHORS = 5
 #: Raised when what is measured, or how, changes.
-VERSION = 2
+VERSION = 3
+#: Seconds for which the machine is looked at before it is called quiet.
+LOOK_S = 0.3
 
 Measure = Callable[[Sequence[Shape], Profile, Precision], list[float]]
 
 
-def cache_directory() -> Path:
-    """Where tables are kept from one run to the next."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgekd" / "latency"
+class _Entry(BaseModel):
+    """A layer's time. busy: cores that other programs kept busy while it was measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    ms: float = Field(gt=0, allow_inf_nan=False)
+    measured: str
+    busy: float
 
 
 class LatencyTable:
     """Milliseconds of layers on a profile, measured when they are first asked for.
 
-    One file per machine, runtime version, precision and what of the profile changes times. A file that cannot be read
-    is measured again; one that cannot be written is not kept.
+    One file per machine, versions, precision and what of the profile changes times. What was measured while the machine
+    was busy is measured again when it is asked for on a quiet one. A file that cannot be read is measured again; one
+    that cannot be written is not kept.
     """
 
     def __init__(
@@ -53,49 +64,51 @@ class LatencyTable:
     ) -> None:
         self.profile, self.precision, self._measure = profile, precision, measure
         self.about = _about(profile, precision)
-        self.file = (directory or cache_directory()) / f"{profile.runtime}-{precision}-{digest(self.about)[:12]}.json"
-        self._ms = self._read()
+        name = f"{profile.runtime}-{precision}-{digest(self.about)[:12]}.json"
+        self.file = (directory or cache_directory() / "latency") / name
+        self._known = self._read()
 
     def get(self, shapes: Iterable[Shape]) -> dict[Shape, float]:
         """Milliseconds of each; those that are not known are measured, together."""
         wanted = list(dict.fromkeys(shapes))
-        missing = [shape for shape in wanted if str(shape) not in self._ms]
+        missing = [shape for shape in wanted if str(shape) not in self._known]
+        doubtful = [s for s in wanted if s not in missing and self._known[str(s)].busy > BUSY]
+        if doubtful and _quiet():
+            missing += doubtful
         if missing:
+            since = others_busy()
             found = self._measure(missing, self.profile, self.precision)
-            self._ms |= dict(zip(map(str, missing), found, strict=True))
+            about = {"measured": datetime.now(UTC).isoformat(timespec="seconds"), "busy": since() or 0.0}
+            self._known |= {str(s): _Entry(ms=ms, **about) for s, ms in zip(missing, found, strict=True)}
             self._write()
-        return {shape: self._ms[str(shape)] for shape in wanted}
+        return {shape: self._known[str(shape)].ms for shape in wanted}
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, _Entry]:
         try:
             stored = json.loads(self.file.read_text(encoding="utf-8"))
-            return {str(k): float(v) for k, v in stored["ms"].items() if 0 < float(v) < float("inf")}
+            return {str(shape): _Entry.model_validate(entry) for shape, entry in stored["layers"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def _write(self) -> None:
-        content = json.dumps({"about": self.about, "ms": {**self._read(), **self._ms}}, indent=1, sort_keys=True)
+        layers = {shape: entry.model_dump() for shape, entry in {**self._read(), **self._known}.items()}
+        content = json.dumps({"about": self.about, "layers": layers}, indent=1, sort_keys=True)
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.file, content + "\n")
 
 
 def _about(profile: Profile, precision: Precision) -> dict[str, Any]:
-    machine = environment()
-    return {
-        "version": VERSION,
-        "cpu": machine["cpu"],
-        "instruction_sets": machine["instruction_sets"],
-        "gpus": [card["name"] for card in machine.get("gpus", [])],
-        "runtime": profile.runtime,
-        "runtime_version": machine["versions"].get(profile.runtime),
-        "threads": profile.threads,
-        "affinity": profile.affinity,
-        "batch": profile.protocol.batch,
-        "opset": profile.opset,
-        "precision": precision,
-        "scheme": profile.scheme if precision == "int8" else None,
-    }
+    about = holds_for(profile)
+    if precision == "fp32":
+        about["profile"]["scheme"] = None
+    return {"version": VERSION, "precision": precision, **about}
+
+
+def _quiet() -> bool:
+    since = others_busy()
+    time.sleep(LOOK_S)
+    return (since() or 0.0) <= BUSY
 
 
 @dataclass(frozen=True)
