@@ -14,6 +14,7 @@ from edgekd.errors import StageError
 from edgekd.models import build, changed_attributes, load_state, save_state, specify, without_blocks
 from edgekd.pruning import PruningPlan, Target, carry_out, prune
 from edgekd.pruning.blocks import residual_blocks
+from edgekd.pruning.plan import home_of
 
 IMAGE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -183,6 +184,13 @@ def test_what_a_removed_block_costs_and_harms_stands_in_the_plan() -> None:
     assert "went with the block layer2.1" in inner.reason_kept
     assert {b.name: b.reason_kept for b in plan.blocks if not b.removed}.keys() == {"layer1.0", "layer1.1", "layer3.1"}
     assert whole.layer2[1].conv1.out_channels == 16
+
+
+def test_a_group_goes_with_the_blocks_that_it_lies_in_and_only_with_them() -> None:
+    assert home_of(["a.1.conv", "a.1.bn"], ["a.1", "a.2"]) == "a.1"
+    assert home_of(["a.1.conv", "a.2.conv"], ["a.2", "a.1"]) == "a.1 and a.2"
+    assert home_of(["a.1.conv", "a.3.conv"], ["a.1", "a.2"]) is None
+    assert home_of(["a.10.conv"], ["a.1"]) is None
 
 
 def test_blocks_are_protected_by_pattern_by_what_looks_into_them_and_by_choice() -> None:

@@ -18,8 +18,8 @@ from .costs import Predicted
 from .goal import Compared, Task, Timing, goal_of
 from .graph import Edit, apply, channel_groups
 from .knapsack import uniform
-from .plan import BlockPlan, GroupPlan, Importance, LatencyTarget, PruningPlan, Target
-from .progress import Spent, spend
+from .plan import BlockPlan, GroupPlan, Importance, LatencyTarget, PruningPlan, Target, home_of
+from .progress import Progress, Spent, spend
 from .ranking import IMPORTANCES
 from .reach import reach, unreachable
 from .rounds import merged
@@ -48,6 +48,7 @@ def prune(
     tapped: Collection[str] = (),
     reference: nn.Module | None = None,
     part: float = 1.0,
+    progress: Progress = lambda what, done, total: None,
 ) -> PruningPlan:
     """Remove what is least missed of `network`, in place, until the target is met.
 
@@ -69,6 +70,7 @@ def prune(
     tapped: module paths that are looked at later: no block around one of them goes.
     reference: the network of which the target is a share, where this one was pruned before. part: how far to go on the
         way to the target, geometrically, in (0, 1]: half of the way to a quarter is a half.
+    progress: told of the measurements of harm: (what, done, total).
 
     The outputs of the network stay. Groups whose removal is not the same as masking them (see `soundness`) are left
     alone, and the plan says why. The result is the same for the same inputs, as far as measured times are.
@@ -102,7 +104,7 @@ def prune(
         met = goal.meet(budget, lambda share: uniform(found.candidates, goal.predicted, goal.cost(share)), least)
         spent = Spent(met, met.positions or {})
     else:
-        spent = spend(goal, budget, images)
+        spent = spend(goal, budget, images, progress)
     if spent.met.positions is None:
         raise unreachable(goal, spent.met, found, channel_multiple)
     positions = spent.positions
@@ -143,7 +145,7 @@ def _plans(
 
     groups = []
     for group in found.groups:
-        home = next((b for b in gone if all(path.startswith(f"{b}.") for path in group.layers)), None)
+        home = home_of(group.layers, gone)
         position = positions.get(group.name, 0) if home is None else 0
         units = candidates[group.name].steps[position] if position else 0
         removed = removed_channels(candidates[group.name], units) if units else []

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ..bench import Interval
 
 __all__ = ["BlockPlan", "GroupPlan", "Importance", "LatencyPlan", "LatencyTarget", "Measure", "PruningPlan", "Target"]
+__all__ += ["home_of"]
 
 Importance = Literal[
     "magnitude", "magnitude-l1", "lamp", "bn-scale", "fpgm", "taylor", "hessian", "activation", "random"
@@ -90,6 +91,13 @@ class Target(_Record):
         return share
 
 
+def home_of(layers: Sequence[str], removed: Sequence[str]) -> str | None:
+    """The removed block that all these layers lie in, or those blocks, joined by "and"; None where one is elsewhere."""
+    homes = [next((block for block in removed if path.startswith(f"{block}.")), None) for path in layers]
+    found = [home for home in dict.fromkeys(homes) if home is not None]
+    return " and ".join(found) if found and None not in homes else None
+
+
 class GroupPlan(_Record):
     """Channels that can only be removed together, and what became of them."""
 
@@ -114,7 +122,9 @@ class GroupPlan(_Record):
         "alone gone beside what was gone by then, on straight lines between them, summed over the parts of the way; "
         "harms of groups do not add up to that of the plan. Null where none went, or it was not asked for",
     )
-    block: str | None = Field(None, description="the removed block that it was a part of; no channel is left then")
+    block: str | None = Field(
+        None, description='the removed block that it was a part of ("a and b": of both); no channel is left then'
+    )
     reason_kept: str | None = Field(None, description="why no channel of it was removed; null where some were")
 
 

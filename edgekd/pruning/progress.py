@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from .knapsack import Knapsack
 from .search import Candidate, Positions, surgery, without
 from .sensitivity import harm
 
-__all__ = ["Spent", "spend"]
+__all__ = ["Progress", "Spent", "spend"]
 
 #: The factor in cost between two measurements of harm, and how many there are at most.
 FACTOR, MOST_PARTS = 1.2, 12
@@ -29,6 +30,10 @@ FACTOR, MOST_PARTS = 1.2, 12
 POINTS = 6
 #: Harm ranks candidates; the order changes little with more images, and each costs a forward pass per candidate.
 IMAGES = 128
+
+
+#: What is being done, how much of it is, and of how much.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -43,18 +48,26 @@ class Spent:
     harm: dict[str, float] = field(default_factory=dict)
 
 
-def spend(goal: Goal, budget: float, images: Sequence[Tensor]) -> Spent:
+def spend(
+    goal: Goal, budget: float, images: Sequence[Tensor], progress: Progress = lambda what, done, total: None
+) -> Spent:
     """Take away what harms least, part by part by prediction, and the last one by measurement.
 
-    goal: about the whole network; it is moved along. budget: the share of the reference's cost to come to.
+    goal: about the whole network; it is moved along. budget: the share of the reference's cost to come to. progress:
+    told what is going on, and how much of it is done.
     """
     whole, first = goal.network, list(goal.candidates)
     at = {c.name: 0 for c in first}
     spent: dict[str, float] = {}
     images = _first(images, IMAGES)
     parts = max(1, min(MOST_PARTS, math.ceil(math.log(max(goal.start / budget, 1.0)) / math.log(FACTOR) - 1e-9)))
+
+    def harms(i: int) -> dict[str, list[float]]:
+        told = partial(progress, f"harm, part {i} of {parts}")
+        return harm(goal.network, goal.candidates, images, reference=whole, points=POINTS, progress=told)
+
     for i in range(1, parts):
-        measured = harm(goal.network, goal.candidates, images, reference=whole, points=POINTS)
+        measured = harms(i)
         knapsack = Knapsack(goal.candidates, measured, goal.predicted)
         found = knapsack.solve(goal.cost(goal.start * (budget / goal.start) ** (i / parts)))
         if found is None:
@@ -62,7 +75,7 @@ def spend(goal: Goal, budget: float, images: Sequence[Tensor]) -> Spent:
         _add(at, spent, found, measured)
         blocks = [c.name for c in first if isinstance(c.group, Block) and at[c.name]]
         goal.go_on(without(whole, first, at), left(first, at), blocks)
-    measured = harm(goal.network, goal.candidates, images, reference=whole, points=POINTS)
+    measured = harms(parts)
     knapsack = Knapsack(goal.candidates, measured, goal.predicted)
     met = goal.meet(budget, lambda share: knapsack.solve(goal.cost(share)), knapsack.least())
     if met.positions is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .plan import BlockPlan, GroupPlan, PruningPlan
+from .plan import BlockPlan, GroupPlan, PruningPlan, home_of
 
 __all__ = ["merged"]
 
@@ -27,7 +27,7 @@ def merged(plans: Sequence[PruningPlan]) -> PruningPlan:
             blocks[block.name] = block
     gone = [name for name, block in blocks.items() if block.removed]
     for name, group in groups.items():
-        home = next((b for b in gone if all(path.startswith(f"{b}.") for path in group.layers)), None)
+        home = home_of(group.layers, gone)
         if home is not None:
             update = {"channels_after": 0, "block": home, "removed": [], "attributes": {}}
             reason = f"it went with the block {home}"

@@ -56,6 +56,7 @@ def harm(
     *,
     reference: nn.Module | None = None,
     points: int = POINTS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[float]]:
     """For every candidate by name and each of its `steps`, the harm of taking that many of its units away alone.
 
@@ -63,14 +64,17 @@ def harm(
     is 0. With a `reference` other than the network itself it is what that divergence grows by, and may be negative.
 
     network: any network that gives logits [N, K]; not changed, measured in evaluation mode and its own precision.
-    batches: calibration images [N, C, H, W], as the network takes them; gone through once.
+    batches: calibration images [N, C, H, W], as the network takes them.
     points: at most so many steps of a candidate are measured, the last among them; the others are interpolated.
+    progress: told how many forward passes of a batch are done, and how many there are.
     Cost: a forward pass of all images per measured step, less what runs before the group, and one or two more.
     Raises StageError where logits are not finite, or there are no images.
     """
     steps = {c.name: measured_steps(c, points) for c in candidates}
     changes = {(c.name, i): removal(c, i) for c in candidates for i in steps[c.name]}
-    found = effects(network, changes, ((batch, None) for batch in batches), reference=reference)
+    pairs = [(batch, None) for batch in batches]
+    total = len(changes) * len(pairs)
+    found = effects(network, changes, pairs, reference=reference, progress=lambda done: progress(done, total))
     return {c.name: filled({i: found[c.name, i].divergence for i in steps[c.name]}, c.steps) for c in candidates}
 
 

@@ -145,12 +145,17 @@ class Prune(BaseModel):
         torch.manual_seed(workspace.recipe.seed)  # of the adapters in the calibration loss
         batches = list(workspace.calibration(CALIBRATION))
         multiple = self.channel_multiple or 1
+
+        def progress(what: str, done: int, total: int) -> None:
+            name = f"{workspace.name}, round {i + 1}" if self.rounds > 1 else workspace.name
+            workspace.emit({"event": "bench", "profile": f"{name}: {what}", "done": done, "total": total})
+
         with contextlib.ExitStack() as stack:
             clock = None
             if self.target.latency is not None:
                 profile = profile_of(self.target.latency, workspace.profiles, "target.latency")
                 precision, images = self.target.latency.precision, batches[0]["image"]
-                clock = stack.enter_context(timing(profile, precision, workspace.data, images, multiple))
+                clock = stack.enter_context(timing(profile, precision, workspace.data, images, multiple, progress))
             plan = prune(
                 copy.deepcopy(network),
                 workspace.example[:1],
@@ -168,6 +173,7 @@ class Prune(BaseModel):
                 tapped=self._taps(),
                 reference=original if i else None,
                 part=(i + 1) / self.rounds,
+                progress=progress,
             ).model_dump(mode="json")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -179,7 +185,7 @@ class Prune(BaseModel):
 
     def _healed(self, workspace: Workspace, network: nn.Module, i: int) -> dict[str, Any]:
         """Train the network, in place; what a killed run has healed already is read."""
-        done = workspace.partial / self._part(i) / "healed.safetensors"
+        done = workspace.partial / self._part(i) / f"healed-{workspace.key}.safetensors"
         if i + 1 < self.rounds and ranks.from_first(done.exists):
             if ranks.first():
                 load_state(network, done)  # the others get it when the next training begins

@@ -22,7 +22,8 @@ from ..profile import Profile, load_profile
 from ..pruning import Compared, LatencyTarget, Timing
 from ..pruning.costs import Layer
 from ..pruning.latency import LatencyTable, timed_layers
-from ..pruning.one_layer import Precision, Shape, measure_layers
+from ..pruning.one_layer import TOGETHER, Precision, Shape, measure_layers
+from ..pruning.progress import Progress
 from ..pruning.search import Candidate
 from ..quant import scheme_named
 
@@ -63,11 +64,20 @@ def profile_problems(
 
 
 @contextlib.contextmanager
-def timing(profile: Profile, precision: Precision, data: Dataset, images: Tensor, multiple: int) -> Iterator[Timing]:
+def timing(
+    profile: Profile,
+    precision: Precision,
+    data: Dataset,
+    images: Tensor,
+    multiple: int,
+    progress: Progress = lambda what, done, total: None,
+) -> Iterator[Timing]:
     """Prediction and measurement on a profile, in fp32, or quantized after training (its speed is what counts here).
 
-    images: [N, C, H, W], what ranges are set by. Files live as long as the context.
+    images: [N, C, H, W], what ranges are set by. progress: told of networks timed, whose number is known in the end.
+    Files live as long as the context.
     """
+    timed = 0
     with TemporaryDirectory(prefix="edgekd-prune-") as directory:
         write = partial(_write, profile=profile, precision=precision, data=data, images=images)
         files: dict[int, tuple[nn.Module, Path]] = {}
@@ -80,17 +90,30 @@ def timing(profile: Profile, precision: Precision, data: Dataset, images: Tensor
                 files[id(network)] = network, path
             return files[id(network)][1]
 
+        def measured(shapes: Sequence[Shape], profile: Profile, precision: Precision) -> list[float]:
+            found: list[float] = []
+            for start in range(0, len(shapes), TOGETHER // 2):
+                progress("layers timed", start, len(shapes))
+                found += measure_layers(shapes[start : start + TOGETHER // 2], profile, precision)
+            progress("layers timed", len(shapes), len(shapes))
+            return found
+
         def layers(network: nn.Module, example: Tensor, candidates: Sequence[Candidate]) -> list[Layer]:
             alone = side_by_side({"whole": file_of(network)}, profile, rounds=3, cap_s=CAP_S)
             whole = alone.latencies["whole"].p50.value
-            return timed_layers(network, example, candidates, LatencyTable(profile, precision), whole, multiple)
+            table = LatencyTable(profile, precision, measure=measured)
+            return timed_layers(network, example, candidates, table, whole, multiple)
 
         def compare(original: nn.Module, pruned: nn.Module) -> Compared:
+            nonlocal timed
+            progress("networks timed", timed, timed + 1)
             files = {"original": file_of(original), "pruned": file_of(pruned)}
             since = others_busy()
             measured = side_by_side(files, profile, cap_s=CAP_S)
             medians = round_medians(measured.samples)
             before, after = (measured.latencies[name].p50 for name in files)
+            timed += 1
+            progress("networks timed", timed, timed)
             ratio = paired_ratio(medians["original"], medians["pruned"])
             return Compared(before, after, ratio, len(medians["pruned"]), since())
 
