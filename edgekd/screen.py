@@ -71,6 +71,8 @@ def line(event: Event) -> str | None:
         )
     if kind == "float":
         return f"  {event['stage']} stays float: {event['why']}"
+    if kind == "saturation":
+        return f"  {event['stage']}: {event['why']} (helps: {event['hint']})"
     if kind == "student":
         return f"student of {event['stage']}: {event['text']}"
     if kind == "elsewhere":

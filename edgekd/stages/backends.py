@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
+import math
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,10 @@ from ..onnx_file import compare, export_onnx, optimised_layers
 from ..profile import lowest_opset
 from ..quant import Scheme
 from ..quant.backends import neural_compressor, onnxruntime, weights
-from ..runtimes import open_session
+from ..quant.mixed import PrecisionRecord
+from ..runtimes import Session, open_session
+from .mixing import DOCUMENT, save_float, verdict
+from .paying import compared, measuring_profile
 from .teaching import Context, load_network
 from .workspace import Workspace
 
@@ -87,16 +93,20 @@ def _ranges_problems(stage: Any, methods: dict[str, str], where: str) -> Iterato
 def quantize_elsewhere(stage: Any, scheme: Scheme, workspace: Workspace) -> Artifact:
     """Export the float network, let the backend quantize it, compare the file with the network, and store it.
 
+    With `keep_float` the file is timed beside the float one, and the float network stored where the file is both
+    slower and less accurate; weights alone are there for the file's size, and not compared.
+
     The artifact's `quantization` names backend, version, mode, scheme and options; its metrics hold `float_agreement`,
     the share of images that file and float network answer alike, and the integer and float layers that ONNX Runtime
-    makes of it. Raises StageError where the backend fails, UsageError for calibration images that are not finite.
+    makes of it. Raises StageError where the backend fails or tuning misses its goal, UsageError for calibration images
+    that are not finite.
     """
     source = workspace.parents["source"]
     images = _calibration(workspace, stage.calibration) if stage.mode == "static" else []
     network = load_network(source).eval()
     package = "onnxruntime" if stage.backend == "onnxruntime" else "neural-compressor"
-    with writing(workspace.destination) as directory, tempfile.TemporaryDirectory() as scratch:
-        exported, file = Path(scratch) / "exported.onnx", directory / FILE
+    with tempfile.TemporaryDirectory() as scratch:
+        exported, file = Path(scratch) / "exported.onnx", Path(scratch) / FILE
         if stage.backend == "onnxruntime":
             _export(network, source, workspace, exported)
             model, options = _by_onnxruntime(stage, scheme, images, exported)
@@ -106,16 +116,50 @@ def quantize_elsewhere(stage: Any, scheme: Scheme, workspace: Workspace) -> Arti
             model = onnx.load(exported)
             weights.fold_quantized_weights(model)
         _write(model, like=exported, path=file)
+        decided = None
+        if stage.mode != "weight-only":
+            decided = _decided(stage, scheme, network, workspace, file)
+            if decided.kept_float is not None:
+                return save_float(workspace, network, decided)
         metrics = _compared(file, network, workspace)
         record = {
             "backend": stage.backend,
             "version": importlib.metadata.version(package),
             "mode": stage.mode,
-            "scheme": scheme.name,
+            "scheme": None if stage.mode == "weight-only" else scheme.name,  # that computes in float
             "options": options,
         }
-        finish(directory, workspace.manifest(source.manifest.model, metrics=metrics, quantization=record))
+        with writing(workspace.destination) as directory:
+            shutil.copyfile(file, directory / FILE)
+            if decided is not None:
+                text = json.dumps(decided.model_dump(mode="json"), indent=1) + "\n"
+                (directory / DOCUMENT).write_text(text, encoding="utf-8")
+            finish(directory, workspace.manifest(source.manifest.model, metrics=metrics, quantization=record))
     return Artifact.open(workspace.destination)
+
+
+class _Running(nn.Module):
+    """A file as a network: images [N, C, H, W] -> {"logits": [N, K]}."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"logits": torch.from_numpy(self.session.run({"image": image.contiguous().numpy()})["logits"])}
+
+
+def _decided(stage: Any, scheme: Scheme, network: nn.Module, workspace: Workspace, file: Path) -> PrecisionRecord:
+    """What the file is worth beside the float network's, on the first profile that is here."""
+    record = PrecisionRecord(scheme=scheme.name)
+    profile, why = measuring_profile(workspace.profiles)
+    if not stage.keep_float or profile is None:
+        return record.model_copy(update={"not_measured": why or "keep_float = false"})
+    plain = file.with_name("float.onnx")
+    _export(network, workspace.parents["source"], workspace, plain)
+    record = record.model_copy(update={"measured": compared(plain, file, profile)})
+    with contextlib.closing(open_session(file)) as session:
+        return verdict(record, workspace, network, _Running(session))
 
 
 def _by_onnxruntime(
@@ -149,6 +193,12 @@ def _by_neural_compressor(
         return float((answers == labels).float().mean())
 
     converted, tuned = neural_compressor.tune(network, workspace.example, images, accuracy, stage.tune.max_drop)
+    if not tuned["reached"]:
+        lost = tuned["float"] - tuned["trials"][tuned["taken"]]
+        what = f"no configuration of Neural Compressor loses at most {stage.tune.max_drop:g} of the accuracy: "
+        what += f"the nearest, {tuned['taken']}, loses {lost:.4f}"
+        hint = f'max_drop = {math.ceil(lost * 1e4 - 1e-6) / 1e4:g}, or backend = "edgekd" with healing'
+        raise StageError(what, where="quantize.tune.max_drop", hint=hint)
     return converted, {"tune": tuned}
 
 

@@ -8,19 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import onnx
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from .. import quant
 from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
+from ..bench import environment
 from ..data import Dataset
 from ..errors import Problem, StageError
 from ..onnx_file import compare, export_onnx, optimised_layers
 from ..profile import Profile, lowest_opset
+from ..quant import scheme_named
 from ..registry import register
 from ..runtimes import open_session
 from .backends import FILE, export_problems
+from .saturating import SEVEN_BITS, saturation
 from .teaching import Context, Teaching, load_network
 from .workspace import Workspace, load_prepared
 
@@ -69,6 +73,9 @@ class Export(BaseModel):
                 input=self.input,
                 dynamic_batch=self.dynamic_batch,
             )
+            if found.get("opset", 0) > (self.opset or 18):
+                what = f"{source.path} holds a file of ONNX opset {found['opset']}, wanted is {self.opset} at most"
+                raise StageError(what, where="export.opset", hint="quantize again for the profile that wants it")
             manifest = workspace.manifest(source.manifest.model, metrics={**source.manifest.metrics, **found})
             batch: str | int = "batch" if self.dynamic_batch else 1
             manifest = manifest.model_copy(
@@ -102,11 +109,11 @@ def write_onnx(
     """Export an artifact's network and compare it with the file in ONNX Runtime on real images.
 
     Raises StageError where they differ: more than 1e-3 of the largest logit for float networks, for quantized ones
-    more than 0.5 % of the answers, and more than one.
+    more than 0.5 % of the answers, and more than one. A backend's file is copied as it is; `opset` is its own.
     """
     if FILE in artifact.manifest.files:  # a backend's: compared with its network when it was made
         shutil.copyfile(artifact.file(FILE), path)
-        return {"layers": optimised_layers(path)}
+        return {"layers": optimised_layers(path), "opset": _opset(path)}
     network = exportable(artifact)
     export_onnx(
         network,
@@ -131,9 +138,23 @@ def write_onnx(
             f"the exported file does not compute what the network computes: {found['argmax_agreement']:.1%} equal "
             f"answers, largest difference {found['max_abs_difference']:.3g} on {found['images']} images",
             where=str(path.name),
-            hint="please report this network: edgekd's export or the runtime is wrong about it",
+            hint=_why_different(artifact),
         )
     return {**found, "layers": optimised_layers(path)}
+
+
+def _opset(file: Path) -> int:
+    model = onnx.load(file, load_external_data=False)
+    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+
+
+def _why_different(artifact: Artifact) -> str:
+    quantization = artifact.manifest.quantization
+    if quantization is not None:
+        why = saturation(scheme_named(quantization["scheme"], str(artifact.path)), environment())
+        if why is not None:
+            return f"{why}; {SEVEN_BITS} has weights that do not"
+    return "please report this network: edgekd's export or the runtime is wrong about it"
 
 
 def normalised(images: torch.Tensor, data: Dataset) -> torch.Tensor:

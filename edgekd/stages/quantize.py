@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from .. import quant, ranks
 from ..artifact import Artifact, ModelSpec, digest
-from ..errors import EdgekdError, Problem, UsageError
+from ..bench import environment
+from ..errors import EdgekdError, Problem
 from ..learner import Learner, Student, parse_objectives
 from ..models import Tapped
 from ..objectives import Objectives
 from ..profile import Profile, lowest_opset
 from ..quant import scheme_named
-from ..quant.mixed import PrecisionRecord
 from ..registry import register
 from .backends import Backend, Mode, Tuning, backend_problems, quantize_elsewhere
-from .mixing import DOCUMENT, decided, matching, precision_problems, verdict
+from .mixing import DOCUMENT, calibration_problems, decided, matching, precision_problems, save_float, verdict
 from .paying import Mixed, Pricing
+from .saturating import SEVEN_BITS, saturation
 from .teaching import Context, Heal, Teaching, healing_problems, load_network, teaching
 from .workspace import Workspace
 
@@ -116,7 +117,7 @@ class Quantize(BaseModel):
                 problems.extend(error.problems)
         if context.source is not None:
             problems.extend(healing_problems(context.source, self.heal, context))
-        problems += precision_problems(self, context)
+        problems += [*calibration_problems(self, context), *precision_problems(self, context)]
         return context.source, problems
 
     def inputs(self) -> dict[str, str]:
@@ -141,12 +142,15 @@ class Quantize(BaseModel):
     def run(self, workspace: Workspace) -> Artifact:
         """Prepare, calibrate, heal with frozen ranges in the second half, and store the fake-quantized network."""
         torch.manual_seed(workspace.recipe.seed)
+        scheme = scheme_named(self._scheme, "quantize.scheme")
+        why = saturation(scheme, environment())
+        if why is not None and self.mode != "weight-only":
+            workspace.emit({"event": "saturation", "stage": workspace.name, "why": why, "hint": SEVEN_BITS})
         if self.backend != "edgekd":
-            return quantize_elsewhere(self, scheme_named(self._scheme, "quantize.scheme"), workspace)
+            return quantize_elsewhere(self, scheme, workspace)
         source = workspace.parents["source"]
         network = load_network(source)
         shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-        scheme = scheme_named(self._scheme, "quantize.scheme")
         training = self.heal.epochs > 0
         even = network
         if "equalise" in self.corrections:
@@ -169,7 +173,7 @@ class Quantize(BaseModel):
         pricing = Pricing(workspace, network, source.manifest.preprocessing, untrained)
         record = decided(self, pricing, matching(self.float_layers, network))
         if record.kept_float is not None:
-            return self._float(workspace, network, record)
+            return save_float(workspace, network, record)
         torch.manual_seed(workspace.recipe.seed)
 
         def quantized(student: nn.Module, taps: Sequence[str]) -> nn.Module:
@@ -192,9 +196,9 @@ class Quantize(BaseModel):
                     quant.adapt_rounding(prepared, self._drawn(workspace), seed=workspace.recipe.seed)
         quant.freeze(prepared)
         if self.keep_float:
-            record = ranks.from_first(lambda: verdict(record, pricing, prepared))
+            record = ranks.from_first(lambda: verdict(record, workspace, network, prepared))
             if record.kept_float is not None:
-                return self._float(workspace, network, record)
+                return save_float(workspace, network, record)
         made = {"scheme": scheme.name, "qat": training, "taps": taps, "shapes": shapes}
         made |= {"float_layers": record.float_layers, "learned": training and self.learned}
         documents = {DOCUMENT: record.model_dump(mode="json")}
@@ -202,22 +206,8 @@ class Quantize(BaseModel):
         return workspace.save(prepared, spec, metrics=metrics, quantization=made, documents=documents)
 
     def _drawn(self, workspace: Workspace) -> Iterator[Tensor]:
-        """Batches of images to calibrate with. Raises UsageError where all are of one class."""
-        classes = workspace.data.classes
-        seen: set[int] = set()
-        for batch in workspace.calibration(self.calibration):
-            seen.update(batch["label"].tolist())
-            yield batch["image"]
-        if len(seen) == 1 and seen != {-1} and len(classes) > 1:
-            what = f"all {self.calibration} calibration images are of class {classes[seen.pop()]!r}"
-            raise UsageError(what, where="quantize.calibration", hint="ranges of the other classes would be guessed")
-
-    def _float(self, workspace: Workspace, network: nn.Module, record: PrecisionRecord) -> Artifact:
-        """The float network as this stage's result: what follows works on it as on any other."""
-        workspace.emit({"event": "float", "stage": workspace.name, "why": record.kept_float})
-        spec = workspace.parents["source"].manifest.model
-        documents = {DOCUMENT: record.model_dump(mode="json")}
-        return workspace.save(network, spec, metrics={"kept_float": record.kept_float}, documents=documents)
+        """Batches of images to calibrate with."""
+        return (batch["image"] for batch in workspace.calibration(self.calibration))
 
     def _on_epoch(self, epoch: int, learner: Learner) -> None:
         """Weights are quantized first, activations after them; ranges settle before the last weights do.

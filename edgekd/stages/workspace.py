@@ -18,7 +18,7 @@ from .. import quant, ranks
 from ..artifact import Artifact, Manifest, ModelSpec, Preprocessing, TensorInfo, finish, writing
 from ..bench import environment
 from ..checkpoint import METRICS
-from ..data import Dataset, Stream, augmentations, batches
+from ..data import Dataset, Split, Stream, augmentations, batches
 from ..errors import ArtifactError, Problem
 from ..learner import Learner, Student
 from ..models import Tapped, build, count, save_state
@@ -32,7 +32,7 @@ from ..train import Fit, Job, fit
 from .caches import default_directory
 from .teaching import Context, Expert, Teaching, cache_key, experts_of, learner_of, placed
 
-__all__ = ["Stage", "Workspace", "load_prepared"]
+__all__ = ["Stage", "Workspace", "calibration", "load_prepared"]
 
 
 class Stage(Protocol):
@@ -82,18 +82,7 @@ class Workspace:
 
     def calibration(self, images: int, batch: int = 64) -> Iterator[dict[str, Any]]:
         """Batches of training images without augmentation, drawn by the recipe's seed."""
-        stream = batches(
-            self.data.train,
-            batch=min(batch, images),
-            mean=self.data.mean,
-            std=self.data.std,
-            seed=self.recipe.seed,
-            epoch=0,
-        )
-        for index, drawn in enumerate(stream):
-            if index * min(batch, images) >= images:
-                return
-            yield drawn
+        return calibration(self.data.train, self.data, self.recipe.seed, images, batch)
 
     @property
     def teachers(self) -> list[Artifact]:
@@ -243,6 +232,15 @@ class Workspace:
     @property
     def name_of_kind(self) -> str:
         return str(self.config["use"])
+
+
+def calibration(train: Split, data: Dataset, seed: int, images: int, batch: int = 64) -> Iterator[dict[str, Any]]:
+    """Batches of a split without augmentation, normalised as the data are, until there are so many images."""
+    stream = batches(train, batch=min(batch, images), mean=data.mean, std=data.std, seed=seed, epoch=0)
+    for index, drawn in enumerate(stream):
+        if index * min(batch, images) >= images:
+            return
+        yield drawn
 
 
 def load_prepared(artifact: Artifact) -> nn.Module:

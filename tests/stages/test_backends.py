@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,8 +19,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from edgekd.artifact import Artifact
+from edgekd.bench import Interval
 from edgekd.data import Split
-from edgekd.errors import ArtifactError, RecipeError, UsageError
+from edgekd.errors import ArtifactError, RecipeError, StageError, UsageError
 from edgekd.explain.constants import Graph
 from edgekd.explain.stored import stored_layers
 from edgekd.models import build
@@ -28,10 +30,11 @@ from edgekd.pipeline import Plan, plan, run_steps
 from edgekd.quant import SCHEMES
 from edgekd.quant.backends import neural_compressor, onnxruntime
 from edgekd.quant.backends.weights import fold_quantized_weights, store_weights_as_int8
+from edgekd.quant.mixed import Measured, PrecisionRecord
 from edgekd.recipe import parse_recipe
 from edgekd.runtimes import open_session
 from edgekd.scorecard import candidate_of
-from edgekd.stages import Export, Quantize, Workspace
+from edgekd.stages import Export, Quantize, Workspace, backends, mixing
 from edgekd.stages.export import write_onnx
 from edgekd.stages.teaching import Teaching, load_network
 from edgekd.stages.workspace import load_prepared
@@ -53,7 +56,10 @@ def recipe(network: str, *stages: dict[str, Any], **quantize: Any) -> dict[str, 
         "name": network,
         "data": {"use": "digits", "size": 8, "channels": 1, "batch": 64},
         "teacher": {"model": NETWORKS[network], "epochs": 6, "lr": rate, "optimizer": optimizer},
-        "stage": [{"use": "quantize", "calibration": 128, "heal": {"epochs": 0}, **quantize}, *stages],
+        "stage": [
+            {"use": "quantize", "calibration": 128, "keep_float": False, "heal": {"epochs": 0}, **quantize},
+            *stages,
+        ],
     }
 
 
@@ -118,9 +124,11 @@ def test_a_backend_goes_through_a_recipe_to_a_file_of_integers(
     }
     record = quantized.manifest.quantization
     assert record is not None
-    assert (record["backend"], record["mode"], record["scheme"]) == (backend, mode, "x86-u8s8")
+    computed = None if mode == "weight-only" else "x86-u8s8"
+    assert (record["backend"], record["mode"], record["scheme"]) == (backend, mode, computed)
     assert record["version"][0].isdigit()
-    assert set(quantized.manifest.files) == {"model.onnx"}
+    told = set() if mode == "weight-only" else {"precision.json"}
+    assert set(quantized.manifest.files) == {"model.onnx"} | told
     file = exported.file("model.onnx")
     assert file.read_bytes() == quantized.file("model.onnx").read_bytes()
     assert exported.manifest.quantization == record
@@ -143,6 +151,7 @@ def test_a_backend_goes_through_a_recipe_to_a_file_of_integers(
     assert right(file, run) >= right(plain(network), run) - 0.02
     metrics = exported.manifest.metrics
     assert metrics["float_agreement"] > 0.95
+    assert metrics["opset"] == 18
     assert metrics["layers"] == optimised_layers(file)
     if mode == "weight-only":
         assert metrics["layers"]["int8"] == 0
@@ -171,6 +180,66 @@ def test_what_is_there_is_not_made_again_and_is_measured_as_it_is(
     assert measured.file.read_bytes() == quantized.file("model.onnx").read_bytes()
     for other in set(WAYS) - {(backend, mode)}:
         assert made("resnet", *other).step("quantize").key != quantized.key
+
+
+def ratio(value: float) -> Measured:
+    speedup = Interval(value=value, low=value - 0.02, high=value + 0.02)
+    return Measured(profile="cpu-x86", float_ms=1.0, own_ms=1 / value, speedup=speedup)
+
+
+def test_a_file_that_is_slower_and_less_accurate_is_not_handed_out(
+    made: Made, workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made("resnet", "onnxruntime", "static")
+    teacher, data = run.artifact("teacher"), run.data
+    profile = run.profiles[0]
+
+    def quantized(name: str, **config: Any) -> Artifact:
+        draft = {"backend": "onnxruntime", "calibration": 128, "heal": {"epochs": 0}, "scheme": "x86-u8s8", **config}
+        stage = Quantize.model_validate(draft)
+        work = replace(workspace(stage, tmp_path / name, {"source": teacher}), data=data, profiles=[profile])
+        return stage.run(work)
+
+    seen: list[Path] = []
+
+    def timed(plain: Path, own: Path, profile: Any) -> Measured:
+        seen.extend([plain, own])
+        assert not integers(plain)
+        assert integers(own)
+        return ratio(1.5)
+
+    monkeypatch.setattr(backends, "compared", timed)
+    faster = quantized("faster")
+    assert len(seen) == 2
+    record = PrecisionRecord.model_validate_json(faster.file("precision.json").read_text())
+    images = (data.validation.images.float() / 255 - torch.tensor(data.mean).view(1, -1, 1, 1)) / torch.tensor(
+        data.std
+    ).view(1, -1, 1, 1)
+    with contextlib.closing(open_session(faster.file("model.onnx"))) as session:
+        answers = session.run({"image": images.numpy()})["logits"].argmax(1)
+    assert record.measured is not None
+    assert record.measured.own_metric == pytest.approx((answers == data.validation.labels.numpy()).mean())
+    assert record.kept_float is None
+
+    monkeypatch.setattr(backends, "compared", lambda *files: ratio(0.8))
+    accuracies = {True: 0.9, False: 0.89}
+
+    def judged(workspace: Workspace, network: nn.Module) -> tuple[float, int, str]:
+        return accuracies[any(True for _ in network.parameters())], 100, "validation"
+
+    monkeypatch.setattr(mixing, "judged", judged)
+    kept = quantized("kept")
+    assert kept.manifest.quantization is None
+    assert torch.equal(load_network(kept).eval()(images[:8]), load_network(teacher).eval()(images[:8]))
+    why = kept.manifest.metrics["kept_float"]
+    assert "0.80x [0.78, 0.82]" in why
+    assert "mixed" not in why  # which backends know nothing of
+    assert json.loads(kept.file("precision.json").read_text())["kept_float"] == why
+    accuracies[False] = 0.9
+    assert quantized("slower").manifest.quantization is not None
+    accuracies[False] = 0.5
+    assert quantized("unasked", keep_float=False).manifest.quantization is not None
+    assert quantized("smaller", mode="weight-only").manifest.quantization is not None
 
 
 def test_there_is_no_network_to_go_on_from(made: Made) -> None:
@@ -218,6 +287,7 @@ QAT = {"use": "quantize", "heal": {"epochs": 1, "objectives": ["ce"]}}
             "stage[0].scheme",
             "placed for tensorrt",
         ),
+        ({"backend": "onnxruntime", "calibration": 1}, (), "stage[0].calibration", "images are of class"),
         ({"backend": "onnx"}, (), "stage[0].backend", "'neural-compressor'"),
         ({"backend": "onnxruntime"}, ({"use": "export", "input": "uint8"},), "stage[1].input", "float32"),
         (
@@ -332,6 +402,37 @@ def test_tuning_in_a_recipe_is_judged_on_the_validation_images(made: Made) -> No
     assert tune["reached"] is True
     assert tune["float"] - tune["trials"][tune["taken"]] <= 0.02
     json.dumps(record)
+
+
+def test_tuning_that_misses_its_goal_stops_the_stage(
+    made: Made, workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made("resnet", "onnxruntime", "static")
+    trials = {"min-max": 0.8, "mse": 0.8765}
+    record = {"float": 0.9, "trials": trials, "taken": "mse", "reached": False}
+    monkeypatch.setattr(neural_compressor, "tune", lambda network, *rest: (network, record))
+    config = {"backend": "neural-compressor", "tune": {"max_drop": 0.01}, "scheme": "x86-u8s8", "heal": {"epochs": 0}}
+    stage = Quantize.model_validate(config)
+    parents = {"source": run.artifact("teacher")}
+    with pytest.raises(StageError, match=r"at most 0\.01 of the accuracy: the nearest, mse, loses 0\.0235") as caught:
+        stage.run(replace(workspace(stage, tmp_path / "q", parents), data=run.data))
+    assert caught.value.problem.where == "quantize.tune.max_drop"
+    assert "max_drop = 0.0235" in (caught.value.problem.hint or "")
+
+
+def test_a_file_of_a_newer_opset_is_not_passed_on(
+    made: Made, workspace: Callable[..., Workspace], tmp_path: Path
+) -> None:
+    run = made("resnet", "onnxruntime", "static")
+    newer = tmp_path / "newer"
+    shutil.copytree(run.artifact("quantize").path, newer)
+    model = onnx.load(newer / "model.onnx")
+    next(entry for entry in model.opset_import if entry.domain == "").version = 20
+    onnx.save(model, newer / "model.onnx")
+    stage = Export(opset=18)
+    work = workspace(stage, tmp_path / "export", {"source": Artifact.open(newer, verify=False)})
+    with pytest.raises(StageError, match="holds a file of ONNX opset 20, wanted is 18 at most"):
+        stage.run(replace(work, data=run.data))
 
 
 def test_images_that_are_not_finite_stop_it(made: Made, workspace: Callable[..., Workspace], tmp_path: Path) -> None:

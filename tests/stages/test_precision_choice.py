@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from torch import Tensor
 
 from edgekd.artifact import Artifact
 from edgekd.bench import Interval, side_by_side
-from edgekd.data import Dataset
-from edgekd.errors import StageError, UsageError
+from edgekd.data import Dataset, Split
+from edgekd.errors import StageError
 from edgekd.profile import Profile
+from edgekd.quant import SCHEMES
 from edgekd.quant.fake_quantize import ActivationFakeQuantize, WeightPerChannelFakeQuantize
 from edgekd.quant.mixed import Measured, PrecisionRecord
 from edgekd.recipe import Component
+from edgekd.screen import line
 from edgekd.stages import Context, Quantize, Teacher, Workspace, mixing, paying
 from edgekd.stages.export import write_onnx
+from edgekd.stages.saturating import saturation
 from edgekd.stages.teaching import Teaching, load_network
 from edgekd.stages.workspace import load_prepared
 from edgekd.train import predict
@@ -305,6 +309,32 @@ def test_no_choice_of_layers_is_faster(
     assert caught.value.problem.hint == "ask for 1.24"
 
 
+def test_a_speed_up_that_accuracy_does_not_allow_is_told(
+    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(dict.fromkeys(LAYERS, 0.5))  # twice as fast with all of them
+    inject(monkeypatch, device)
+    monkeypatch.setattr(paying, "_dropping", lambda *a: lambda chosen: 0.001 * len(chosen))
+
+    def refused(**mixed: float) -> StageError:
+        stage = quantize(cpu, mixed=mixed)
+        with pytest.raises(StageError) as caught:
+            stage.run(workspace(stage, tmp_path / "q", {"source": source}))
+        assert caught.value.problem.where == "quantize.mixed.speedup"
+        return caught.value
+
+    nothing = refused(speedup=1.4, max_drop=0.0)
+    assert "within a loss of 0.00%: 1.00x is what the chosen layers reach" in nothing.problem.what
+    assert nothing.problem.hint == "allow a larger max_drop"
+    inject(monkeypatch, device, measured(1.33, 1.28, 1.41))  # four layers; the interval's end is no speed-up
+    some = refused(speedup=1.4, max_drop=0.004)
+    assert "1.4x over float cannot be had on cpu-x86 within a loss of 0.40%: 1.33x is what" in some.problem.what
+    assert some.problem.hint == "ask for 1.32, or a larger max_drop"
+    alone = refused(speedup=1.4)
+    assert "1.4x over float cannot be had on cpu-x86: 1.33x is what the chosen layers reach" in alone.problem.what
+    assert alone.problem.hint == "ask for 1.32"
+
+
 def test_a_mixture_that_proves_slower_as_a_whole_is_not_handed_out(
     tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,12 +397,49 @@ def test_wishes_about_time_need_a_device_that_is_here(source: Artifact, cpu: Pro
     assert quantize(cpu, mixed={"max_drop": 0.01}).check(context)[1] == []
 
 
-def test_calibration_images_of_one_class_are_refused(
-    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile
+def test_calibration_images_of_one_class_are_refused_before_anything_runs(
+    workspace: Make, source: Artifact, cpu: Profile, dataset: Dataset, tmp_path: Path
 ) -> None:
+    recipe = made_recipe()
+    context = Context(recipe, dataset, [cpu], [], source.manifest.model, "stage[1]", {})
     stage = quantize(cpu, calibration=1)
-    with pytest.raises(UsageError, match="all 1 calibration images are of class 'digit"):
-        stage.run(workspace(stage, tmp_path / "q", {"source": source}))
+    label = next(workspace(stage, tmp_path / "q", {}, recipe=recipe).calibration(1))["label"].item()
+    [problem] = stage.check(context)[1]
+    assert problem.where == "stage[1].calibration"
+    assert problem.what == f"all 1 calibration images are of class 'digit {label}'"
+    assert quantize(cpu).check(context)[1] == []
+    elsewhere = {"calibration": 1, "backend": "onnxruntime"}
+    assert [p.where for p in quantize(cpu, **elsewhere).check(context)[1]] == ["stage[1].calibration"]
+    assert quantize(cpu, **elsewhere, mode="dynamic").check(context)[1] == []  # which draws no images
+    # Images whose labels nobody knows say nothing about classes.
+    unknown = Split(dataset.train.images, torch.full_like(dataset.train.labels, -1))
+    assert stage.check(replace(context, data=replace(dataset, train=unknown)))[1] == []
+
+
+def test_a_processor_whose_sums_saturate_is_told(
+    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, monkeypatch: pytest.MonkeyPatch, dataset: Dataset
+) -> None:
+    old = {"machine": "x86_64", "instruction_sets": ["avx2"]}
+    assert saturation(SCHEMES["x86-u8s7"], old) is None
+    assert saturation(SCHEMES["arm-s8s8"], old) is None
+    for newer in ("avx512_vnni", "avx_vnni"):
+        assert saturation(SCHEMES["x86-u8s8"], {**old, "instruction_sets": ["avx2", newer]}) is None
+    assert saturation(SCHEMES["x86-u8s8"], {"machine": "aarch64", "instruction_sets": []}) is None
+    why = saturation(SCHEMES["x86-u8s8"], old)
+    assert "no VNNI" in (why or "")
+    monkeypatch.setattr("edgekd.stages.quantize.environment", lambda: old)
+    monkeypatch.setattr("edgekd.stages.export.environment", lambda: old)
+    stage = quantize(cpu, keep_float=False)
+    events: list[dict[str, Any]] = []
+    artifact = stage.run(workspace(stage, tmp_path / "q", {"source": source}, emit=events.append))
+    [told] = [event for event in events if event["event"] == "saturation"]
+    assert told["why"] == why
+    assert 'profiles = ["cpu-x86-avx2"]' in (line(told) or "")
+    different = {"argmax_agreement": 0.5, "max_abs_difference": 9.0, "max_abs_logit": 9.0, "images": 100}
+    monkeypatch.setattr("edgekd.stages.export.compare", lambda *files: different)
+    with pytest.raises(StageError) as caught:
+        write_onnx(artifact, tmp_path / "model.onnx", dataset, opset=18)
+    assert 'profiles = ["cpu-x86-avx2"]' in (caught.value.problem.hint or "")
 
 
 @pytest.mark.parametrize("corrections", [["bias"], ["equalise", "round"]])
