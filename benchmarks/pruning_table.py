@@ -41,7 +41,7 @@ LATENCY = {"latency": {"profile": PROFILE, "speedup": 2.0}}
 ROWS: dict[str, dict[str, Any]] = {
     "edgekd": {"use": "prune", "target": LATENCY},
     "edgekd, channels only": {"use": "prune", "target": LATENCY, "depth": False},
-    "uniform": {"use": "prune", "target": LATENCY, "strategy": "uniform", "channel_multiple": 4},
+    "uniform": {"use": "prune", "target": LATENCY, "strategy": "uniform", "channel_multiple": 2},
     "torch-pruning": {"use": "torch-pruning", "budget": "latency"},
     "torch-pruning, rounded": {"use": "torch-pruning", "budget": "latency", "round_to": 16},
     "torch-pruning, equal MACs": {"use": "torch-pruning", "budget": "macs"},
