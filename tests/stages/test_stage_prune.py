@@ -50,13 +50,21 @@ def test_a_network_is_pruned_to_a_latency_that_is_measured_here(
 ) -> None:
     stage = staged(cpu, target={"latency": {"speedup": 1.25}}, heal={"epochs": 0})
     source = chain.artifacts["distill"]
-    made = workspace(stage, tmp_path / "prune", {"source": source})
+    events: list[dict[str, Any]] = []
+    made = workspace(stage, tmp_path / "prune", {"source": source}, emit=events.append)
     pruned = stage.run(made)
     plan = plan_of(pruned)
+    shown = {event["profile"].split(": ")[1]: (event["done"], event["total"]) for event in events}
+    assert {"layers timed", "networks timed"} < set(shown)
+    assert any(what.startswith("harm, part 1 of ") for what in shown)
+    assert all(done == total > 0 for done, total in shown.values()), "each ends"
     assert plan.latency is not None
     assert (plan.latency.profile, plan.latency.precision) == ("cpu-x86", "fp32")
     assert plan.latency.speedup.value >= 1.25
-    assert 1 <= len(plan.latency.measurements) <= 12
+    assert 2 <= len(plan.latency.measurements) <= 25
+    assert plan.latency.rounds >= 5
+    assert plan.latency.runtime.startswith("onnxruntime 1.")
+    assert (plan.latency.threads, bool(plan.latency.device)) == (cpu.threads, True)
     assert plan.macs_after < plan.macs_before
     loaded, network = load_network(pruned), made.saved["prune"].eval()
     with torch.no_grad():
