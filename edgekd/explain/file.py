@@ -160,7 +160,7 @@ def _summary(rows: list[LayerRow], operators: list[LayerTime], parent: list[Laye
         and total > before
         and shares["conversion"] + shares["other"] > shares["int8"]
     ):
-        hint = "int8 does not pay here: the time is spent around the layers; leave those in float that gain least"
+        hint = "int8 does not pay here: time goes into what lies between the layers; see `mixed`"
     macs = [r.macs for r in rows if r.macs is not None]
     return Summary(
         int8_layers=sum(r.runs == "int8" for r in rows),

@@ -67,7 +67,7 @@ def test_our_own_file_is_integer_in_every_layer_and_has_module_paths(files: dict
     found = explain_file(files["x86-u8s8"], PROFILE, files["float"])
     assert [row.name for row in found.layers] == PATHS
     assert [row.runs for row in found.layers] == ["int8"] * 8
-    assert (found.summary.int8_layers, found.summary.float_layers, found.summary.hint) == (8, 0, None)
+    assert (found.summary.int8_layers, found.summary.float_layers) == (8, 0)
     assert found.layers[0].output == [1, 8, 16, 16]
     assert found.layers[-1].macs == 32 * 10
     plain = explain_file(files["float"], PROFILE)

@@ -114,9 +114,9 @@ def test_as_few_groups_as_the_wanted_time_needs() -> None:
     device = Device([0.5] * 6, 0.0)
     found = fastest(START, GROUPED, device)
     harm = {f"{name}.a": float(i) for i, name in enumerate(NAMES)}
-    # float takes 6, each group saves a half: 1.2x needs two groups, those that harm least.
-    assert least_harm(found, GROUPED, harm, device, 1.2) == layers_of("block0", "block1")
-    assert least_harm(found, GROUPED, harm, device, 1.21) == layers_of("block0", "block1", "block2")
+    # float takes 6, each group saves a half: 1.2x needs two groups, those that harm least; and 2 % more are aimed at.
+    assert least_harm(found, GROUPED, harm, device, 1.17) == layers_of("block0", "block1")
+    assert least_harm(found, GROUPED, harm, device, 1.2) == layers_of("block0", "block1", "block2")
     assert least_harm(found, GROUPED, harm, device, 2.0) == layers_of(*NAMES)
 
 
