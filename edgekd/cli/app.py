@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
+from ..errors import UsageError
 
 app = typer.Typer(
     name="edgekd",
@@ -31,6 +33,23 @@ ModelOption = Annotated[
 ]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Its weights (.safetensors, .pt, .th).")]
 DataOption = Annotated[str | None, typer.Option("--data", help="A data set: a name, or package.module:function.")]
+PageOption = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Also write a page (.html) or the document (.json).")
+]
+
+
+def check_page(out: Path | None) -> None:
+    """Raise UsageError, before anything is measured, unless `out` can be a page or a document."""
+    if out is not None and out.suffix not in (".html", ".json"):
+        raise UsageError(f"must end in .html or .json, got {out}", where="--out")
+
+
+def write_page(out: Path | None, document: Any, html: Callable[[Any], str]) -> None:
+    """The document as a page or as JSON, as the name of the file says."""
+    if out is not None:
+        from ..artifact import write_atomically
+
+        write_atomically(out, html(document) if out.suffix == ".html" else json.dumps(document, indent=1) + "\n")
 
 
 def print_text(text: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from .app import JsonOption, ProfileOption, app, print_json, print_text
+from .app import JsonOption, PageOption, ProfileOption, app, check_page, print_json, print_text, write_page
 
 
 @app.command()
@@ -34,24 +33,19 @@ def students(
     force: Annotated[
         bool, typer.Option("--force", help="Measure again what was measured on this machine before.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Also write a page (.html) or the document (.json).")
-    ] = None,
+    out: PageOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a family's shapes on a profile, float and int8: which of them lie on the front of latency and capacity.
 
     Example: edgekd students --family cifar-resnet --profile cpu-x86 -o front.html
     """
-    import json
-
     from ..recipe import load_recipe
     from ..report.students import students_html, students_text
     from ..screen import note, watching
     from ..students import fronts
 
-    if out is not None and out.suffix not in (".html", ".json"):
-        raise UsageError(f"must end in .html or .json, got {out}", where="--out")
+    check_page(out)
     shape = _numbers("--size", size)
     if shape and len(shape) != 3:
         raise UsageError(f"expected channels, height and width, got {size}", where="--size", hint="--size 3,32,32")
@@ -70,11 +64,7 @@ def students(
         )
     for warning in dict.fromkeys(w for front in document["fronts"] for w in front["warnings"]):
         note(f"warning: {warning}")
-    if out is not None:
-        from ..artifact import write_atomically
-
-        text = students_html(document) if out.suffix == ".html" else json.dumps(document, indent=1) + "\n"
-        write_atomically(out, text)
+    write_page(out, document, students_html)
     if as_json:
         print_json(document)
     else:
