@@ -1,20 +1,27 @@
 """The whole front: students that a ResNet-56 teaches, quantized, against its float file at p50 on one thread.
 
-    python benchmarks/edge_front.py --data data --teacher data/resnet56.th --into docs/compression.md
+    python benchmarks/edge_front.py --data data --teacher data/resnet56.th --start data/resnet20.th \\
+        --into docs/compression.md
 
 Each student is distilled from the cached teacher for `--epochs`, then trained with fake quantization for
-`--qat-epochs`, and exported. `pruned` rows prune the distilled ResNet-20 to the named speed-up of its int8 file first.
+`--qat-epochs`, and exported. `trained` rows start from the weights given as `--start` instead. `pruned` rows prune the
+ResNet-20 to the named speed-up of its int8 file first, and heal it with the teacher.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from rows import Stages, fill, healing, options_of
 
-#: name -> the student, and the speed-up that its int8 form is pruned to.
-ROWS: dict[str, tuple[dict[str, Any], float | None]] = {
+#: name -> the student (none: the trained ResNet-20), and the speed-up that its int8 form is pruned to.
+ROWS: dict[str, tuple[dict[str, Any] | None, float | None]] = {
+    "trained ResNet-20": (None, None),
+    "trained ResNet-20, pruned 1.4x": (None, 1.4),
+    "trained ResNet-20, pruned 1.7x": (None, 1.7),
+    "trained ResNet-20, pruned 2.2x": (None, 2.2),
     "ResNet-20": ({"depth": 20}, None),
     "ResNet-20, pruned 1.35x": ({"depth": 20}, 1.35),
     "ResNet-20, pruned 1.7x": ({"depth": 20}, 1.7),
@@ -26,18 +33,23 @@ ROWS: dict[str, tuple[dict[str, Any], float | None]] = {
 
 def stages_of(row: str, seed: int, options: argparse.Namespace) -> Stages:
     student, speedup = ROWS[row]
-    stages: Stages = [
-        {"use": "distill", "model": {"use": "cifar-resnet", **student}, **healing(options, seed, options.epochs, 0.2)}
-    ]
+    stages: Stages = []
+    if student is not None:
+        model = {"use": "cifar-resnet", **student}
+        stages.append({"use": "distill", "model": model, **healing(options, seed, options.epochs, 0.2)})
     if speedup is not None:
         latency = {"profile": "cpu-x86", "speedup": speedup, "precision": "int8"}
         heal = healing(options, seed, options.heal_epochs, 0.05)
         stages.append({"use": "prune", "target": {"latency": latency}, "heal": heal})
-    return [*stages, {"use": "quantize", "heal": healing(options, seed, options.qat_epochs, 0.01)}]
+    stages.append({"use": "quantize", "heal": healing(options, seed, options.qat_epochs, 0.01)})
+    if student is None:
+        stages[0]["after"] = "teacher-2"
+    return stages
 
 
 def main() -> None:
     parser = options_of(__doc__, rows=list(ROWS), runs="edge-front", out="edge_front.json")
+    parser.add_argument("--start", type=Path, default=Path("data/resnet20.th"), help="the trained ResNet-20")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--heal-epochs", type=int, default=16)
     parser.add_argument("--qat-epochs", type=int, default=4)

@@ -84,7 +84,7 @@ use = "export"
     "edgekd-qat": """
 [[stage]]
 use = "quantize"
-heal = { epochs = 2, lr = 0.01 }
+heal = { epochs = 1, lr = 0.01 }
 [[stage]]
 use = "export"
 """,
@@ -92,7 +92,7 @@ use = "export"
 [[stage]]
 use = "quantize"
 mixed = "latency"
-heal = { epochs = 2, lr = 0.01 }
+heal = { epochs = 1, lr = 0.01 }
 [[stage]]
 use = "export"
 """,
