@@ -35,7 +35,7 @@ $(VENV)/.edgekd: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.edgekd-dev: $(VENV)/.edgekd
-	$(PIP) -e ".[dev,timm,hf,track,search]"
+	$(PIP) -e ".[dev,timm,hf,track,search,trt-verify]"
 	@touch $@
 
 clean:

@@ -14,7 +14,7 @@ from .errors import Problem, RecipeError, UsageError, nearest
 from .registry import validation_problems
 from .shipped import shipped
 
-__all__ = ["Profile", "Protocol", "load_profile", "lowest_opset", "profile_names"]
+__all__ = ["Datasheet", "Profile", "Protocol", "TensorRT", "load_profile", "lowest_opset", "profile_names"]
 
 
 class Protocol(BaseModel):
@@ -38,6 +38,34 @@ class Protocol(BaseModel):
     )
 
 
+class TensorRT(BaseModel):
+    """The TensorRT that a device has, and how engines are built with it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: str = Field(pattern=r"^\d+\.\d+(\.\d+)*$", description="as on the device: 8.6, 10.3, 11.0")
+    jetpack: str | None = Field(None, description="the JetPack that brings it, on a Jetson")
+    dla_cores: int = Field(0, ge=0, description="deep learning accelerators beside the GPU")
+    optimization_level: int = Field(3, ge=0, le=5, description="how long the builder searches for kernels")
+    workspace_mb: int | None = Field(None, gt=0, description="memory the builder may use; none: as much as there is")
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether it takes types from the file only: version 11 has no other builds."""
+        return int(self.version.partition(".")[0]) >= 11
+
+
+class Datasheet(BaseModel):
+    """A device's peak figures, dense (no structured sparsity), as its maker gives them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    int8_tops: float | None = Field(None, gt=0)
+    fp16_tflops: float | None = Field(None, gt=0)
+    bf16_tflops: float | None = Field(None, gt=0)
+    fp32_tflops: float | None = Field(None, gt=0)
+    bandwidth_gb_s: float = Field(gt=0, description="of the memory, in 10^9 bytes a second")
+    source: str = Field(description="where the figures stand")
+
+
 class Profile(BaseModel):
     """A device, its runtime, and what that runtime rewards."""
 
@@ -59,7 +87,12 @@ class Profile(BaseModel):
     precisions: list[Literal["fp32", "fp16", "bf16", "int8"]] = ["fp32", "int8"]
     scheme: str = Field("x86-u8s8", description="the quantization scheme that this runtime fuses")
     channel_multiple: int = Field(1, gt=0, description="channel counts that the kernels like are multiples of this")
-    opset: int = Field(18, ge=18, description="the highest ONNX opset the runtime takes; edgekd writes 18 and later")
+    opset: int = Field(18, ge=17, description="the highest ONNX opset the runtime takes")
+    compute_capability: str | None = Field(None, pattern=r"^\d+\.\d$", description="of the GPU")
+    tensorrt: TensorRT | None = Field(None, description="where the runtime is TensorRT")
+    memory_mb: int | None = Field(None, gt=0, description="that a network may use, in 10^6 bytes")
+    power_mode: str | None = Field(None, description="as `nvpmodel -q` names it; figures hold in this mode only")
+    datasheet: Datasheet | None = Field(None, description="peak figures that estimates stand on")
     threads: int = Field(1, gt=0)
     affinity: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="CPU cores that measuring is pinned to; empty: where the system puts it"
