@@ -84,10 +84,11 @@ _TARGETS = [
     ),
     _Target(
         "tensorrt-rtx",
-        "tensorrt_rtx",
-        ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx", "tensorrt-rtx-cu12-bindings"),
+        "tensorrt_rtx_bindings",  # what the wheel installs
+        ("tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
         "pip install 'edgekd[trt-verify]' (compiles for TensorRT without a GPU)",
-        "say(None)",
+        "targets = [n[2:-1] + '.' + n[-1] for n in m.ComputeCapability.__members__ if n.startswith('SM')]\n"
+        "say(None if m.Builder(m.Logger(m.Logger.ERROR)) else 'no builder', ['compiles for ' + ', '.join(targets)])",
     ),
 ]
 

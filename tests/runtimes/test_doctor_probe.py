@@ -21,7 +21,7 @@ def test_probe_reports_what_is_here_and_what_is_missing():
     for name, module in (
         ("tensorrt", "tensorrt"),
         ("torch-tensorrt", "torch_tensorrt"),
-        ("tensorrt-rtx", "tensorrt_rtx"),
+        ("tensorrt-rtx", "tensorrt_rtx_bindings"),
     ):
         if importlib.util.find_spec(module) is None:
             assert not found[name].available
@@ -75,3 +75,11 @@ def test_a_cpu_build_of_torch_is_told_without_importing_it(monkeypatch):
     (torch,) = (t for t in doctor._TARGETS if t.module == "torch")
     status = doctor._status(torch, lambda *_, **__: pytest.fail("imported"))
     assert status.why == "a CPU-only build of torch"
+
+
+def test_the_compiler_without_a_gpu_is_found_under_the_name_that_its_wheel_installs():
+    pytest.importorskip("tensorrt_rtx_bindings")
+    (status,) = (s for s in probe() if s.name == "tensorrt-rtx")
+    assert status.available, status.why
+    assert status.version
+    assert "8.6" in status.details[0]
