@@ -41,29 +41,37 @@ def main() -> None:
     # Threads that spin at barriers make training ten times slower where another process wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        code = _outcome()
+    except KeyboardInterrupt:  # while an error was being shown
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
+    ranks.leave(code)
+
+
+def _outcome() -> int:
+    """Run the command and say what went wrong; the exit code."""
+    try:
         result = app(standalone_mode=False)
         sys.stdout.flush()
-        code = result if isinstance(result, int) else 0
     except EdgekdError as error:
         from ..screen import show_error
 
         show_error(error)
-        code = error.exit_code
-        if not error.problems:  # another process has said it
-            ranks.leave(code)
+        if not error.problems:  # another process has said it, also that it was interrupted
+            ranks.leave(error.exit_code)
+        return error.exit_code
     except typer.Exit as stop:
-        code = stop.exit_code
+        return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
-        code = _closed_pipe()
+        return _closed_pipe()
     except SystemExit as stop:  # the parser makes 1 of a closed pipe, and 1 is a failed gate
-        code = _closed_pipe() if stop.code == 1 else int(stop.code or 0)
+        return _closed_pipe() if stop.code == 1 else int(stop.code or 0)
     except Exception as error:
-        code = _other(error)
-    if code == INTERRUPTED:
-        print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
-    ranks.leave(code)
+        return _other(error)
+    return result if isinstance(result, int) else 0
 
 
 def _other(error: Exception) -> int:
