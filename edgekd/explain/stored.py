@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 
+from ..runtimes.onnx_model import module_path
 from .constants import DEQUANTIZE, QUANTIZE, Array, Graph, Integers, attribute
 
 __all__ = ["StoredLayer", "stored_layers"]
@@ -174,24 +174,9 @@ def _bias(graph: Graph, name: str) -> str:
 
 def _path(node: Any, graph: Graph, weight: str, ours: bool) -> str | None:
     """The module path, as far as the file has one: in the node's name, the weight's name, or the exporter's notes."""
-    called = str(node.name)
-    if ours and called and not called.startswith("node_"):
-        return called
     name = weight
     while name not in graph.tensors and (producer := graph.producer.get(name)) is not None:
         if producer.op_type not in STILL:
             break
         name = producer.input[0]
-    match = re.fullmatch(r"(?P<path>.+)\.(?:weight|kernel)(?:_quantized|_q)?", name)
-    if match:
-        return match["path"]
-    notes = {p.key: p.value for p in node.metadata_props}
-    scopes = re.findall(r"'([^']+)'", notes.get("pkg.torch.onnx.name_scopes", ""))
-    if len(scopes) > 1:
-        return str(scopes[-2])
-    # PyTorch's older exporter: /layer1/layer1.0/conv1/Conv
-    parts = called.split("/")[1:-1] if called.startswith("/") else []
-    return (
-        ".".join([p for i, p in enumerate(parts) if not parts[i + 1 : i + 2] or not parts[i + 1].startswith(f"{p}.")])
-        or None
-    )
+    return module_path(node, name, ours)
