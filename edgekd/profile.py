@@ -4,66 +4,29 @@ from __future__ import annotations
 
 import errno
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import Problem, RecipeError, UsageError, nearest
+from .jetpack import JETPACKS, of_tensorrt, same_line
+from .profile_parts import Datasheet, Protocol, TensorRT
 from .registry import validation_problems
 from .shipped import shipped
+from .toml_text import pairs
 
-__all__ = ["Datasheet", "Profile", "Protocol", "TensorRT", "load_profile", "lowest_opset", "profile_names"]
-
-
-class Protocol(BaseModel):
-    """How latency is measured on this device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    batch: int = Field(1, gt=0)
-    rounds: int = Field(12, ge=3, description="at least; each variant is measured once per round, in random order")
-    precision: float = Field(
-        0.01, gt=0, description="rounds go on until every median and ratio is known within this share of it"
-    )
-    block_s: float = Field(0.15, gt=0, description="seconds of consecutive calls per variant and round")
-    warmup_s: float = Field(0.3, ge=0, description="at least so many seconds of calls, and then until they are steady")
-    cap_s: float = Field(60.0, gt=0, description="no further round is begun after so many seconds")
-    scenarios: list[Literal["single-stream", "batch", "offline"]] = Field(
-        default=["single-stream", "batch"],
-        description="latency of single calls is always measured; throughput per batch size; a whole set at once",
-    )
-    batches: list[Annotated[int, Field(gt=0)]] = Field(
-        default=[1, 8, 32], min_length=1, description="batch sizes of the scenarios batch and offline"
-    )
-
-
-class TensorRT(BaseModel):
-    """The TensorRT that a device has, and how engines are built with it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    version: str = Field(pattern=r"^\d+\.\d+(\.\d+)*$", description="as on the device: 8.6, 10.3, 11.0")
-    jetpack: str | None = Field(None, description="the JetPack that brings it, on a Jetson")
-    dla_cores: int = Field(0, ge=0, description="deep learning accelerators beside the GPU")
-    optimization_level: int = Field(3, ge=0, le=5, description="how long the builder searches for kernels")
-    workspace_mb: int | None = Field(None, gt=0, description="memory the builder may use; none: as much as there is")
-
-    @property
-    def strongly_typed(self) -> bool:
-        """Whether it takes types from the file only: version 11 has no other builds."""
-        return int(self.version.partition(".")[0]) >= 11
-
-
-class Datasheet(BaseModel):
-    """A device's peak figures, dense (no structured sparsity), as its maker gives them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    int8_tops: float | None = Field(None, gt=0)
-    fp16_tflops: float | None = Field(None, gt=0)
-    bf16_tflops: float | None = Field(None, gt=0)
-    fp32_tflops: float | None = Field(None, gt=0)
-    bandwidth_gb_s: float = Field(gt=0, description="of the memory, in 10^9 bytes a second")
-    source: str = Field(description="where the figures stand")
+__all__ = [
+    "Datasheet",
+    "Profile",
+    "Protocol",
+    "TensorRT",
+    "load_profile",
+    "lowest_opset",
+    "profile_names",
+    "profile_toml",
+]
 
 
 class Profile(BaseModel):
@@ -89,16 +52,29 @@ class Profile(BaseModel):
     channel_multiple: int = Field(1, gt=0, description="channel counts that the kernels like are multiples of this")
     opset: int = Field(18, ge=17, description="the highest ONNX opset the runtime takes")
     compute_capability: str | None = Field(None, pattern=r"^\d+\.\d$", description="of the GPU")
+    product: str | None = Field(
+        None, description="words in the name that the GPU or board gives itself: others are not the device; None: any"
+    )
     tensorrt: TensorRT | None = Field(None, description="where the runtime is TensorRT")
     memory_mb: int | None = Field(None, gt=0, description="that a network may use, in 10^6 bytes")
     power_mode: str | None = Field(None, description="as `nvpmodel -q` names it; figures hold in this mode only")
     datasheet: Datasheet | None = Field(None, description="peak figures that estimates stand on")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32", description="what the runtime torch computes in; other runtimes do as the file says"
+    )
+    cuda_graphs: bool = Field(True, description="on an NVIDIA GPU, whether the network is launched as one graph")
     threads: int = Field(1, gt=0)
     affinity: list[Annotated[int, Field(ge=0)]] = Field(
         default=[], description="CPU cores that measuring is pinned to; empty: where the system puts it"
     )
     protocol: Protocol = Protocol()
     budgets: dict[str, Any] = Field(default_factory=dict, description="gate rules that hold for this device")
+
+    @property
+    def runtime_options(self) -> dict[str, Any]:
+        """What a session is opened with beside its file and threads, as far as its runtime takes it."""
+        device = "cpu" if self.device == "cpu" else "cuda"
+        return {"device": device, "precision": self.precision, "cuda_graphs": self.cuda_graphs}
 
 
 def lowest_opset(profiles: Iterable[Profile]) -> int:
@@ -115,10 +91,46 @@ def load_profile(name: str, where: str = "profiles") -> Profile:
     """A profile by shipped name or path; `extends = "other"` starts from another one. Raises UsageError."""
     table = _table(name, where, ())
     try:
-        return Profile.model_validate(table)
+        profile = Profile.model_validate(table)
+        found = list(_contradictions(profile))
     except ValidationError as error:
         found = validation_problems(error, "", Profile)
-        raise RecipeError([Problem(f"profile {name}: {p.where}", p.what, p.hint) for p in found]) from error
+    if found:
+        raise RecipeError([Problem(f"profile {name}: {p.where}", p.what, p.hint) for p in found])
+    return profile
+
+
+def profile_toml(profile: Profile) -> str:
+    """A profile as TOML, without what it leaves open: what `load_profile` reads back to an equal profile."""
+    table = profile.model_dump(mode="json", exclude_none=True)
+    tables = {key: table.pop(key) for key in ("tensorrt", "datasheet", "protocol", "budgets") if table.get(key)}
+    blocks = [pairs(table), *(f"[{key}]\n{pairs(value)}" for key, value in tables.items())]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _contradictions(profile: Profile) -> Iterator[Problem]:
+    """What is right by itself, and cannot be together."""
+    tensorrt = profile.tensorrt
+    if tensorrt is None:
+        return
+    jetpack = next((p for p in JETPACKS if p.version == tensorrt.jetpack), None)
+    if jetpack is not None:
+        board = profile.compute_capability
+        if not same_line(tensorrt.version, (jetpack.tensorrt, *jetpack.also)):
+            beside = f" ({' or '.join(jetpack.also)} may be installed on it)" if jetpack.also else ""
+            what = f"JetPack {jetpack.version} has TensorRT {jetpack.tensorrt}{beside}, got {tensorrt.version}"
+            other = of_tensorrt(tensorrt.version, board)
+            yield Problem(
+                "tensorrt.version", what, other and f"TensorRT {tensorrt.version} is in JetPack {other.version}"
+            )
+        if board is not None and board not in jetpack.boards:
+            known = " and ".join(jetpack.boards)
+            what = f"JetPack {jetpack.version} is for boards of compute capability {known}, got {board}"
+            fitting = [p.version for p in JETPACKS if board in p.boards]
+            yield Problem("tensorrt.jetpack", what, f"for {board}: {', '.join(fitting)}" if fitting else None)
+    if tensorrt.dla is not None and tensorrt.dla >= tensorrt.dla_cores:
+        what = f"no such accelerator: the device has {tensorrt.dla_cores}, counted from 0, got {tensorrt.dla}"
+        yield Problem("tensorrt.dla", what, "leave it out to build for the GPU")
 
 
 def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -142,6 +154,7 @@ def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UsageError(f"extends must name a profile, got {base!r}", where=str(file), hint='extends = "cpu-x86"')
     parent = _table(base, str(file), (*seen, name))
     merged = {**parent, "name": file.stem, **table}
-    if isinstance(parent.get("protocol"), dict) and isinstance(table.get("protocol"), dict):
-        merged["protocol"] = {**parent["protocol"], **table["protocol"]}
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(parent.get(key), dict):
+            merged[key] = {**parent[key], **value}
     return merged

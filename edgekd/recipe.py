@@ -27,6 +27,7 @@ from pydantic import (
 from .errors import Problem, RecipeError, UsageError
 from .registry import validation_problems
 from .shipped import shipped
+from .toml_text import pairs
 
 __all__ = [
     "Axis",
@@ -302,26 +303,10 @@ def to_toml(recipe: Recipe) -> str:
     teacher, stages, gate = table.pop("teacher"), table.pop("stage"), table.pop("gate")
     search = table.pop("search", None)
     opening = "[teacher]\n" if len(teacher) == 1 else "[[teacher]]\n"
-    blocks = [_pairs(table), *(opening + _pairs(one) for one in teacher)]
-    blocks += ["[[stage]]\n" + _pairs(stage) for stage in stages]
+    blocks = [pairs(table), *(opening + pairs(one) for one in teacher)]
+    blocks += ["[[stage]]\n" + pairs(stage) for stage in stages]
     if gate:
-        blocks.append("[gate]\n" + _pairs(gate))
+        blocks.append("[gate]\n" + pairs(gate))
     if search:
-        blocks.append("[search]\n" + _pairs(search))
+        blocks.append("[search]\n" + pairs(search))
     return "\n\n".join(blocks) + "\n"
-
-
-def _pairs(table: dict[str, Any]) -> str:
-    return "\n".join(f"{_key(key)} = {_value(value)}" for key, value in table.items() if value is not None)
-
-
-def _key(key: str) -> str:
-    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

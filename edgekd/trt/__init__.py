@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .compiler import TARGETS, Compiled, Refusal, compile_onnx, compiler_installed, nearest_target
+from .dla import dla_problems
 
-__all__ = ["TARGETS", "Compiled", "Refusal", "compile_onnx", "compiler_installed", "nearest_target"]
+__all__ = ["TARGETS", "Compiled", "Refusal", "compile_onnx", "compiler_installed", "dla_problems", "nearest_target"]
