@@ -1,0 +1,88 @@
+"""What the device is, in the words of edgekd's `environment()`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from typing import Any, Dict, List, Optional
+
+import numpy as np
+
+__all__ = ["described_device", "output_of", "read_text"]
+
+#: What int8 and bf16 kernels are chosen by; ARM's names are those of its HWCAPs.
+INSTRUCTION_SETS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+def read_text(path: str) -> str:
+    """A small file's text without white space around it; empty where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read().strip().strip("\0")
+    except OSError:
+        return ""
+
+
+def output_of(command: List[str], seconds: float = 10.0) -> str:
+    """What a program says; empty where it is missing, fails or does not end."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=seconds
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def described_device(runtime: str, version: str, manifest: Dict[str, Any]) -> Dict[str, Any]:
+    """The device with what changes its figures."""
+    info: Dict[str, str] = {}
+    for line in read_text("/proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        info.setdefault(name.strip(), value.strip())
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    board = read_text("/proc/device-tree/model")
+    versions = {"python": platform.python_version(), "numpy": np.__version__, runtime: version}
+    found: Dict[str, Any] = {
+        "cpu": info.get("model name") or board or platform.processor() or platform.machine(),
+        "instruction_sets": [name for name in INSTRUCTION_SETS if name in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
+        "turbo": _turbo(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "cpu_quota": None,
+        "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6),
+        "os": "%s %s" % (platform.system(), platform.release()),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": dict(versions, edgekd=manifest["edgekd"]),
+    }
+    if board:
+        found["board"] = board
+    release = read_text("/etc/nv_tegra_release")
+    if release:
+        found["jetson"] = release.splitlines()[0].lstrip("# ")
+    packages = output_of(["dpkg-query", "-W", "-f", "${Version}", "nvidia-jetpack"])
+    if packages:
+        found["jetpack"] = packages.strip()
+    return found
+
+
+def _turbo() -> Optional[bool]:
+    off = read_text("/sys/devices/system/cpu/intel_pstate/no_turbo")
+    on = read_text("/sys/devices/system/cpu/cpufreq/boost")
+    return off == "0" if off else on == "1" if on else None
+
+
+def power_mode(text: str) -> Optional[str]:
+    """The name in `nvpmodel -q`'s answer."""
+    found = re.search(r"NV Power Mode:\s*(\S+)", text)
+    return found.group(1) if found else None
