@@ -130,11 +130,13 @@ def _part() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as `sys.exit` does, but for the interpreter's own end where others were met.
+    """End this process as `sys.exit` does, but for the interpreter's own end where that would change the code.
 
     A thread of Gloo's that frees a tensor while the interpreter goes down aborts the process (pytorch issue 190489).
+    A KeyboardInterrupt that passed through an `exec` of text, as importing torch does by the hundred, counts as
+    unhandled for Python although it was caught: the process would end by SIGINT instead of with the code.
     """
-    if _joined is None:
+    if _joined is None and code != INTERRUPTED:
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

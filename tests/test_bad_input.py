@@ -379,6 +379,29 @@ def test_interrupted_and_in_use_by_two_processes(project: Path) -> None:
     assert "Traceback" not in err
 
 
+SWALLOWED = """
+import edgekd.cli, os, signal, time
+
+def command(**_):
+    exec("try:\\n os.kill(os.getpid(), signal.SIGTERM)\\n time.sleep(5)\\nexcept BaseException: pass")
+    {after}
+
+edgekd.cli.app, edgekd.cli.AGAIN_S = command, 0.2
+edgekd.cli.main()
+"""
+
+
+@pytest.mark.parametrize("after", ["time.sleep(30)", "exec('time.sleep(30)')"])
+def test_an_interrupt_that_something_swallows_comes_again_and_ends_with_130(tmp_path: Path, after: str) -> None:
+    """Within `exec` of text, Python takes a KeyboardInterrupt for unhandled, and a module run by -m for killed."""
+    (tmp_path / "swallowed.py").write_text(SWALLOWED.format(after=after))
+    environment = {**environ(), "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    command = [sys.executable, "-m", "swallowed"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=25)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted: run the same command again to resume\n"
+
+
 def test_a_full_disk_and_on_from_there(small: Path) -> None:
     """No file may grow past 4 KB: the checkpoint does not fit. With room again, the stage ends."""
     stopped = spawn("run", "recipe.toml", cwd=small, prefix="ulimit -f 4;")

@@ -12,13 +12,14 @@ import typer
 
 from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, measure, report, search, sensitivity, show, students
+from . import chain, compress, devices, measure, report, search, sensitivity, show, students
 from .app import app
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 130
 CLOSED_PIPE = 141
+#: To end after an interrupt, with a last checkpoint, takes less.
+AGAIN_S = 10.0
 COMMANDS = (
     chain,
     compress,
@@ -26,6 +27,7 @@ COMMANDS = (
     students,
     sensitivity,
     measure,
+    devices,
     report,
     show,
 )  # importing them adds their commands to the app, in this order
@@ -33,7 +35,10 @@ COMMANDS = (
 
 def main() -> None:
     """Run the command line and exit with the code that the outcome has."""
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _as_interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background jobs have it
+        signal.signal(signal.SIGINT, _as_interrupt)
     if not ranks.first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the first process of a run speaks for all
     if ranks.launched() > 1:
@@ -43,8 +48,9 @@ def main() -> None:
     try:
         code = _outcome()
     except KeyboardInterrupt:  # while an error was being shown
-        code = INTERRUPTED
-    if code == INTERRUPTED:
+        code = ranks.INTERRUPTED
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    if code == ranks.INTERRUPTED:
         print("interrupted: run the same command again to resume", file=sys.stderr)  # noqa: T201
     ranks.leave(code)
 
@@ -64,7 +70,7 @@ def _outcome() -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
+        return ranks.INTERRUPTED
     except BrokenPipeError:
         return _closed_pipe()
     except SystemExit as stop:  # the parser makes 1 of a closed pipe, and 1 is a failed gate
@@ -98,4 +104,6 @@ def _closed_pipe() -> int:
 
 
 def _as_interrupt(signum: int, frame: Any) -> None:
+    # Again, if it is swallowed: by an import that may fail in any way, or by a finalizer.
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
     raise KeyboardInterrupt
