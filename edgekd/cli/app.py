@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +40,13 @@ PageOption = Annotated[
 
 
 def check_page(out: Path | None) -> None:
-    """Raise UsageError, before anything is measured, unless `out` can be a page or a document."""
-    if out is not None and out.suffix not in (".html", ".json"):
+    """Raise UsageError, before anything is measured, unless `out` can become a page or a document."""
+    if out is None:
+        return
+    if out.suffix not in (".html", ".json"):
         raise UsageError(f"must end in .html or .json, got {out}", where="--out")
+    if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        raise UsageError(f"{out} cannot be written", where="--out", hint="name a file in a directory that is there")
 
 
 def write_page(out: Path | None, document: Any, html: Callable[[Any], str]) -> None:

@@ -24,7 +24,7 @@ SMALLEST = 1e-9
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
     """x rounded to integers from `low` to `high` and back, calculated in float32 whatever its type.
 
-    On a CPU `torch.fake_quantize_per_tensor_affine` takes four times as long as these five operators (torch 2.13).
+    On a CPU these five operators are faster than `torch.fake_quantize_per_tensor_affine` (torch 2.13).
     """
     if x.device.type != "cpu":
         return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, low, high).to(x.dtype)

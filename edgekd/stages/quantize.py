@@ -213,7 +213,7 @@ class Quantize(BaseModel):
         """Weights are quantized first, activations after them; ranges settle before the last weights do.
 
         So do batch norms' statistics, but only where the learning rate has fallen to a tenth: without the statistics
-        of each batch, the rate that heals is one at which a ResNet-20 falls apart within five steps.
+        of each batch, a network may fall apart at the rate that heals.
         """
         done = epoch / self.heal.epochs
         quant.enable_fake_quant(learner.student, activations=done >= self.warmup)

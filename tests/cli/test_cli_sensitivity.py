@@ -115,6 +115,7 @@ def test_other_data_are_measured_as_the_network_was_trained(
         (["runs/tiny:distill", "--profile", "cpu-x68"], "no profile 'cpu-x68'", "cpu-x86"),
         (["runs/tiny:distill", "--importance", "magnitud"], "no importance 'magnitud'", "'magnitude'"),
         (["runs/tiny:distill", "-o", "page.pdf"], "must end in .html or .json, got page.pdf", None),
+        (["runs/tiny:distill", "-o", "nowhere/page.json"], "nowhere/page.json cannot be written", "that is there"),
         (["runs/tiny:distill", "--images", "0"], "--images", None),
     ],
 )

@@ -103,6 +103,7 @@ def test_check_prints_the_student_that_a_run_will_have(edgekd: Call, place: Path
         (["--family", "vit", "--size", "3,x,32"], "--size: expected numbers above 0"),
         (["--family", "vit", "--depths", "2.5"], "--depths: expected whole numbers"),
         (["--family", "vit", "-o", "front.pdf"], "--out: must end in .html or .json"),
+        (["--family", "vit", "-o", "nowhere/front.html"], "--out: nowhere/front.html cannot be written"),
         (["--family", "vit", "--precision", "int8", "--profile", "quick.toml"], "--precision: 'int8' is not measured"),
     ],
 )
