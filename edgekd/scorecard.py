@@ -47,8 +47,9 @@ from .errors import StageError, UsageError
 from .forks import made_for
 from .onnx_file import optimised_layers, stored_bytes
 from .profile import Profile
-from .runtimes import Feed, Session, open_session
+from .runtimes import Feed, Session, open_for, open_session
 from .stages.export import write_onnx
+from .stages.network import open_network
 from .tasks import Task
 
 __all__ = ["Candidate", "arranged", "candidate_of", "lineage_of", "measure"]
@@ -230,14 +231,14 @@ def _timed(
         refused = []
         for candidate in candidates:
             try:
-                sessions[candidate.name] = open_session(candidate.file, runtime=profile.runtime, threads=threads)
+                sessions[candidate.name] = _opened(candidate, profile)
             except (UsageError, StageError) as error:
                 if candidate.branch in ("", profile.scheme):
                     raise
                 what = f"{candidate.name}, made for another profile, does not run in {profile.runtime} and is left out"
                 refused.append(f"{what}: {error.problem.what}")
         candidates = [c for c in candidates if c.name in sessions]
-        files = {c.name: c.file for c in candidates}
+        named = {c.name: c for c in candidates}
         feeds = {name: _feed(session, data, protocol.batch) for name, session in sessions.items()}
         others = others_busy()
         measured = measure_latency(
@@ -245,7 +246,7 @@ def _timed(
             feeds,
             protocol,
             threads,
-            reopen=lambda name: open_session(files[name], runtime=profile.runtime, threads=threads),
+            reopen=lambda name: _opened(named[name], profile),
             settled=settled,
             energy=energy_counter(),
             progress=progress,
@@ -254,14 +255,21 @@ def _timed(
         extras = {} if brief else _extras(sessions, profile, data)
         for session in sessions.values():
             session.close()
-        for candidate in candidates:
+        for candidate in candidates if profile.runtime == "onnxruntime" else ():
             found = footprint_of(candidate.file, feeds[candidate.name], threads)
             extras.setdefault(candidate.name, {}).update(found._asdict())
-            if not brief and profile.runtime == "onnxruntime":
+            if not brief:
                 extras[candidate.name]["layer_times"] = layer_times(candidate.file, feeds[candidate.name], threads)
     warnings = [*refused, *filter(None, [kernels_differ(profile, surroundings)])]
     warnings += [*disturbances(surroundings, busy or 0.0), *unsteadiness(measured.latencies, protocol)]
     return candidates, _Timed(measured.latencies, extras, measured.samples, warnings)
+
+
+def _opened(candidate: Candidate, profile: Profile) -> Session:
+    """PyTorch runs the network of an artifact; other runtimes run its file."""
+    if profile.runtime == "torch" and candidate.artifact is not None:
+        return open_network(candidate.artifact, profile)
+    return open_for(candidate.file, profile)
 
 
 def _results(
@@ -291,7 +299,7 @@ def _results(
     ]
     return ProfileResults(
         profile=profile.name,
-        device=profile.description if elsewhere else str(surroundings.get("cpu", profile.description)),
+        device=profile.description if elsewhere else _device(profile, surroundings),
         runtime=f"{profile.runtime} {surroundings['versions'].get(profile.runtime, '')}".strip(),
         settings=profile.model_dump(mode="json"),
         rounds=min((len(found.round_p50) for found in latencies.values()), default=0),
@@ -299,6 +307,11 @@ def _results(
         warnings=timed.warnings,
         elsewhere=elsewhere,
     )
+
+
+def _device(profile: Profile, surroundings: dict[str, Any]) -> str:
+    cards = surroundings.get("gpus", []) if profile.device != "cpu" else []
+    return str(cards[0]["name"] if cards else surroundings.get("cpu", profile.description))
 
 
 def _extras(sessions: dict[str, Session], profile: Profile, data: Dataset | None) -> dict[str, dict[str, Any]]:

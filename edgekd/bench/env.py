@@ -22,7 +22,7 @@ INSTRUCTION_SETS = (
 )  # fmt: skip
 #: Cores of others from which on it is told: a tenth is what an idle system does by itself.
 BUSY = 0.2
-PACKAGES = ("edgekd", "torch", "onnx", "onnxruntime", "torchao", "torch-pruning")
+PACKAGES = ("edgekd", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "torchao", "torch-pruning", "tensorrt")
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..profile import Protocol
-from ..runtimes import Feed, Session
+from ..runtimes import DeviceCall, Feed, Parts, Session
 from .energy import EnergyCounter
 from .results import Latency
 from .stats import bootstrap_median, drift, paired_ratio, summarize
@@ -61,6 +61,7 @@ class _Variant:
     steady: bool
     rounds: list[list[float]] = field(default_factory=list)
     energy_mj: list[float] = field(default_factory=list)
+    parts: dict[str, list[list[float]]] = field(default_factory=dict)
     session: Session | None = None
 
 
@@ -84,8 +85,10 @@ def measure_latency(
     calls in every round, and the calls at its start that refill the caches are not kept. With `reopen(name)` every
     fourth round begins with sessions opened anew: where a model comes to lie in memory is worth some tenths of a
     percent, and one session has but one place (Mytkowicz et al. 2009, Producing wrong data). The clock is read around a
-    call on preallocated inputs and outputs, with Python's garbage collection off. `threads` is recorded: sessions are
-    opened with it. `energy` counts joules, where the device does. `progress(done, rounds)` is called after each round.
+    call on preallocated inputs and outputs, with Python's garbage collection off. On a device with memory of its own a
+    call includes the copies to and from it, and `Latency.parts` tells them from compute. `threads` is recorded:
+    sessions are opened with it. `energy` counts joules, where the device does. `progress(done, rounds)` is called after
+    each round.
     Raises UsageError (a feed is missing or does not fit) or StageError (a runtime failed).
     """
     settled = settled or (lambda samples: _known(samples, protocol.precision))
@@ -124,6 +127,7 @@ def measure_latency(
             warmup_s=v.warmup_s,
             steady=v.steady,
             energy_mj=bootstrap_median(v.energy_mj, seed) if v.energy_mj else None,
+            parts=v.parts,
             seed=seed,
         )
         for name, v in variants.items()
@@ -213,14 +217,20 @@ def _block(variant: _Variant, energy: EnergyCounter | None) -> None:
     for _ in range(max(2, math.ceil(kept / 10))):
         call()
     taken = [0] * kept
+    parts: list[Parts] = []
+    device = call if isinstance(call, DeviceCall) else None
     before = energy() if energy is not None else 0.0
     for i in range(kept):
         begin = clock()
         call()
         taken[i] = clock() - begin
+        if device is not None:
+            parts.append(device.parts())
     if energy is not None:
         variant.energy_mj.append((energy() - before) * 1e3 / kept)
     variant.rounds.append([t / 1e6 for t in taken])
+    for name in parts[0] if parts else ():
+        variant.parts.setdefault(name, []).append([found[name] for found in parts])
 
 
 def _batch(feed: Feed) -> int:

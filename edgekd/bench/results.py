@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..artifact import write_atomically
 from ..errors import ArtifactError, UsageError
 
 __all__ = [
     "ClassFigures",
+    "Estimate",
+    "Fitted",
     "Histogram",
     "Interval",
     "Latency",
@@ -64,6 +66,37 @@ class Latency(_Record):
     warmup_s: float = Field(0.0, description="seconds of calls until consecutive windows agreed")
     steady: bool = Field(True, description="whether they agreed before the warm-up's cap")
     energy_mj: Interval | None = Field(None, description="millijoules per call, where the device counts energy")
+    parts: dict[str, Interval] = Field(
+        default={},
+        description="medians in ms of what a call on a device with memory of its own is made of: compute, transfers; "
+        "the call itself is end to end, from the host's memory to the host's memory. Empty: all is compute",
+    )
+
+
+class Fitted(_Record):
+    """A roofline over the efficiency of networks that were measured on that device; an interval, not a confidence."""
+
+    ms: float
+    low_ms: float
+    high_ms: float | None = Field(None, description="None with one network, whose range is not known")
+    networks: int = Field(gt=0, description="that were measured there in this precision")
+
+    @property
+    def coverage(self) -> float:
+        """How often a further network of their kind lies inside: the smallest to the largest of n hold (n-1)/(n+1)."""
+        return (self.networks - 1) / (self.networks + 1)
+
+
+class Estimate(_Record):
+    """What a datasheet says of a latency that was not measured. Nothing in it is called as in `Latency`."""
+
+    floor_ms: float = Field(description="no call can be faster: a lower bound of every quantile")
+    roofline_ms: float = Field(description="every layer at the peak, or at the memory's full bandwidth")
+    bound: Literal["compute", "memory"] = Field(description="where most of the roofline goes")
+    batch: int
+    precision: str = Field(description="in which most operations are carried out")
+    source: str = Field(description="of the datasheet's figures")
+    fitted: Fitted | None = Field(None, description="with results from that device")
 
 
 class LayerTime(_Record):
@@ -101,6 +134,7 @@ class Variant(_Record):
     confusion: list[list[int]] = Field(default=[], description="[true class][answer], up to 100 classes")
     correct: str | None = Field(None, description="bit per test image, base64: pairs this variant with other runs'")
     latency: Latency | None = None
+    estimate: Estimate | None = Field(None, description="in place of a latency, where the device is elsewhere")
     speedup: Interval | None = Field(None, description="the first variant's p50 over this one's, from the same rounds")
     throughput: dict[str, Interval] = Field(default={}, description="batch size -> images per second")
     offline: Interval | None = Field(None, description="images per second over a whole set, copies included")
@@ -113,6 +147,12 @@ class Variant(_Record):
     load_ms: Interval | None = Field(None, description="to open the file in its runtime, in a process of its own")
     layers: dict[str, int] = Field(default={}, description="matrix layers of the optimised graph: int8 and float")
     layer_times: list[LayerTime] = Field(default=[], description="slowest first")
+
+    @model_validator(mode="after")
+    def _latencies_are_measured(self) -> Variant:
+        if self.latency is not None and (self.estimate is not None or self.origin != "measured"):
+            raise ValueError("a latency is measured: an estimate is no latency, and does not stand beside one")
+        return self
 
 
 class ProfileResults(_Record):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..profile import Profile
-from ..runtimes import Feed, Session, open_session
+from ..runtimes import Feed, Session, open_for
 from .measure import Measured, measure_latency, pinned, ratios_known
 
 __all__ = ["noise", "side_by_side"]
@@ -30,7 +30,7 @@ def side_by_side(files: Mapping[str, Path], profile: Profile, *, rounds: int = 5
         sessions: dict[str, Session] = {}
         try:
             for name, file in files.items():
-                sessions[name] = open_session(file, runtime=profile.runtime, threads=profile.threads)
+                sessions[name] = open_for(file, profile)
             feeds = {name: noise(session, protocol.batch) for name, session in sessions.items()}
             return measure_latency(
                 sessions, feeds, protocol, profile.threads, settled=lambda samples: ratios_known(samples, PRECISION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -178,9 +178,13 @@ def summarize(
     warmup_s: float = 0.0,
     steady: bool = True,
     energy_mj: Interval | None = None,
+    parts: Mapping[str, Sequence[Sequence[float]]] | None = None,
     seed: int = 0,
 ) -> Latency:
-    """The `Latency` of one variant from its milliseconds per call, by round (each with at least one sample)."""
+    """The `Latency` of one variant from its milliseconds per call, by round (each with at least one sample).
+
+    `parts` are milliseconds of the same calls, by what they are made of and by round.
+    """
     samples: np.ndarray[Any, Any] = np.concatenate([np.asarray(r, dtype=np.float64) for r in rounds])
     p25, p50, p75 = np.percentile(samples, [25, 50, 75])
     p90, p95 = (bootstrap_quantile_by_round(rounds, share, seed) for share in (0.90, 0.95))
@@ -202,6 +206,7 @@ def summarize(
         warmup_s=warmup_s,
         steady=steady,
         energy_mj=energy_mj,
+        parts={name: bootstrap_median_by_round(found, seed) for name, found in (parts or {}).items()},
     )
 
 

@@ -17,7 +17,7 @@ from ..bench.measure import pinned, quiet
 from ..bench.side_by_side import noise
 from ..profile import Profile
 from ..quant.scheme import scheme_named
-from ..runtimes import open_session
+from ..runtimes import open_for
 
 __all__ = ["Precision", "Shape", "layer_file", "measure_layers"]
 
@@ -77,7 +77,7 @@ def _measured(shapes: Sequence[Shape], profile: Profile, precision: Precision) -
                 for copies in (1, COPIES):
                     file = Path(directory) / f"{i}-{copies}.onnx"
                     file.write_bytes(layer_file(shape, copies, profile, precision).SerializeToString())
-                    session = open_session(file, runtime=profile.runtime, threads=profile.threads)
+                    session = open_for(file, profile)
                     sessions.append(session)
                     pair.append(session.bound(noise(session, profile.protocol.batch)))
                 calls.append((pair[0], pair[1]))

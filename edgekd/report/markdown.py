@@ -12,7 +12,9 @@ __all__ = ["markdown"]
 
 STATUS = {"pass": "✅ gate passes", "fail": "❌ gate fails", "inconclusive": "❔ gate inconclusive"}
 MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
-COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers", "scheme")
+COLUMNS = (
+    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "speedup", "macs_ratio", "size", "layers", "scheme",
+)  # fmt: skip
 #: What CI finds its own comment by.
 WORST = 10
 MARKER = "<!-- edgekd -->"

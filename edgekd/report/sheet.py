@@ -48,6 +48,7 @@ def _of(v: Variant) -> dict[str, Any]:
         table |= {f"{q}_ms": getattr(latency, q) for q in ("p50", "p90", "p95", "p99")}
         table |= {"mean_ms": latency.mean, "spread": latency.spread, "samples": latency.samples}
         table |= {"batch": latency.batch, "threads": latency.threads, "energy_mj": latency.energy_mj}
+        table |= {f"{part}_ms": found for part, found in latency.parts.items()}
     table |= {"speedup": v.speedup, "offline_images_per_s": v.offline}
     table |= {f"images_per_s.batch{size}": rate for size, rate in v.throughput.items()}
     table |= {key: getattr(v, key) for key in ("size_mb", "parameters", "macs", "peak_memory_mb", "load_ms")}

@@ -35,6 +35,8 @@ COLUMNS: list[Group] = [
             ("p50", "p50", "ms"),
             ("p95", "p95", "ms"),
             ("p99", "p99", "ms"),
+            ("compute", "compute", "ms"),
+            ("transfers", "transfers", "ms"),
             ("speedup", "latency ×", ""),
             ("macs_ratio", "MACs ×", ""),
             ("throughput", "img/s", ""),
@@ -144,6 +146,7 @@ def _row(v: Variant, first: Variant, quality: Quality, *, final: bool, foreign: 
         "p99": Cell(f.NONE, "too few")
         if latency and latency.p99 is None
         else _known(latency.p99 if latency else None, f.ms),
+        **{part: _known(latency.parts.get(part) if latency else None, f.ms) for part in ("compute", "transfers")},
         "speedup": interval_cell(v.speedup, f.times) if v is not first else Cell(f.times(1) if latency else f.NONE),
         "macs_ratio": _cell(ratio(first.macs, v.macs), f.times),
         "throughput": Cell(f.significant(best[1].value, 4), f"batch {best[0]}") if best else Cell(f.NONE),

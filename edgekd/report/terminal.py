@@ -6,7 +6,9 @@ from .model import Page, ProfileView
 
 __all__ = ["terminal"]
 
-COLUMNS = ("quality", "drop", "p50", "p95", "p99", "speedup", "macs_ratio", "size", "layers", "scheme")
+COLUMNS = (
+    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "speedup", "macs_ratio", "size", "layers", "scheme",
+)  # fmt: skip
 
 
 def terminal(page: Page) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["RuntimeStatus", "probe"]
+__all__ = ["RuntimeStatus", "probe", "status_of"]
 
 #: Loading CUDA libraries from a cold disk takes this long at worst.
 TIMEOUT_S = 60.0
@@ -105,6 +105,11 @@ def probe() -> list[RuntimeStatus]:
     """
     with ThreadPoolExecutor(max_workers=len(_TARGETS)) as pool:
         return list(pool.map(_status, _TARGETS))
+
+
+def status_of(name: str) -> RuntimeStatus:
+    """One of `probe`'s, by its name."""
+    return _status(next(target for target in _TARGETS if target.name == name))
 
 
 def _status(target: _Target, run: Callable[..., Any] = subprocess.run) -> RuntimeStatus:

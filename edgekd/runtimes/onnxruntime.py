@@ -14,7 +14,7 @@ from ..errors import MissingExtra, StageError, UsageError
 from ..registry import register
 from .session import Feed, check_feed
 
-__all__ = ["OnnxRuntimeSession", "open_onnxruntime"]
+__all__ = ["OnnxRuntimeSession", "first_line", "open_native", "open_onnxruntime"]
 
 #: ONNX element types whose NumPy name differs from the one inside `tensor(...)`.
 DTYPES = {"float": "float32", "double": "float64"}
@@ -36,7 +36,7 @@ class OnnxRuntimeSession:
         try:
             values = native.run(names, feed)
         except Exception as error:  # ONNX Runtime's exceptions have no common base class
-            raise StageError(f"ONNX Runtime failed: {_first_line(error)}", where=str(self._file)) from error
+            raise StageError(f"ONNX Runtime failed: {first_line(error)}", where=str(self._file)) from error
         return dict(zip(names, values, strict=True))
 
     def bound(self, feed: Feed) -> Callable[[], None]:
@@ -57,7 +57,7 @@ class OnnxRuntimeSession:
             vars(call)["kept"] = (inputs, results)
             call()
         except Exception as error:
-            raise StageError(f"ONNX Runtime failed: {_first_line(error)}", where=str(self._file)) from error
+            raise StageError(f"ONNX Runtime failed: {first_line(error)}", where=str(self._file)) from error
         return call
 
     def close(self) -> None:
@@ -78,8 +78,14 @@ def open_onnxruntime(file: Path, threads: int = 1, profile_dir: Path | None = No
     `profile_dir` gets ONNX Runtime's own trace (JSON, per operator) when the session is closed.
     Raises UsageError (no such file, not a valid model, unwritable `profile_dir`) or MissingExtra.
     """
+    native = open_native(Path(file), threads, ["CPUExecutionProvider"], profile_dir)
+    return OnnxRuntimeSession(native, Path(file), profile_dir is not None)
+
+
+def open_native(file: Path, threads: int, providers: list[Any], profile_dir: Path | None = None) -> Any:
+    """An onnxruntime.InferenceSession; raises like `open_onnxruntime`."""
     where = str(file)
-    _check_file(Path(file), where)
+    _check_file(file, where)
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -98,16 +104,15 @@ def open_onnxruntime(file: Path, threads: int = 1, profile_dir: Path | None = No
         except OSError as error:
             raise UsageError(f"cannot write profiles there: {error.strerror}", where=str(profile_dir)) from error
         options.enable_profiling = True
-        options.profile_file_prefix = str(profile_dir / Path(file).stem)
+        options.profile_file_prefix = str(profile_dir / file.stem)
     try:
-        native = ort.InferenceSession(where, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(where, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         raise UsageError(
-            f"not a model that ONNX Runtime {ort.__version__} can open: {_first_line(error)}",
+            f"not a model that ONNX Runtime {ort.__version__} can open: {first_line(error)}",
             where=where,
             hint="is the file complete? compare its size with the original, or export it again",
         ) from error
-    return OnnxRuntimeSession(native, Path(file), profile_dir is not None)
 
 
 def _check_file(file: Path, where: str) -> None:
@@ -130,6 +135,6 @@ def _info(argument: Any) -> TensorInfo:
     return TensorInfo(name=argument.name, dtype=DTYPES.get(element, element), axes=axes)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0]
     return line if len(line) <= 300 else line[:297] + "..."

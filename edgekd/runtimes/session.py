@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ..artifact import TensorInfo
 from ..errors import UsageError, nearest
 
-__all__ = ["Feed", "Session", "check_feed"]
+__all__ = ["DeviceCall", "Feed", "Parts", "Session", "check_feed"]
 
 #: Input name -> array.
 Feed = dict[str, np.ndarray[Any, Any]]
+#: Milliseconds of one call: `compute` on the device, `transfers` to it and from it.
+Parts = dict[str, float]
+
+
+@runtime_checkable
+class DeviceCall(Protocol):
+    """What `bound` of a device's runtime returns: it copies in, computes and copies out, and says how long each took.
+
+    The rest of a call's time is the host's: launching and waiting. A runtime on the CPU copies nothing; its `bound`
+    returns a plain function, and compute is the whole call.
+    """
+
+    def __call__(self) -> None: ...
+
+    def parts(self) -> Parts:
+        """Of the last call; reading it is not part of that call's time."""
 
 
 class Session(Protocol):
@@ -27,7 +43,10 @@ class Session(Protocol):
         """Outputs by name. Raises UsageError (the feed does not fit) or StageError (the runtime failed)."""
 
     def bound(self, feed: Feed) -> Callable[[], None]:
-        """A call on preallocated inputs and outputs, for timing: it allocates and checks nothing. Raises like `run`."""
+        """A call on preallocated inputs and outputs, for timing: it allocates and checks nothing. Raises like `run`.
+
+        Of a device with memory of its own it begins and ends in the host's, and is a `DeviceCall`.
+        """
 
     def close(self) -> None:
         """Free the model; a closed session raises StageError when it is used."""
