@@ -13,6 +13,7 @@ from typing import Any
 from . import ranks
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
+from .bench.devices import with_devices
 from .errors import EdgekdError, UsageError, nearest
 from .events import recording
 from .forks import branch_of, ending_of
@@ -30,10 +31,12 @@ __all__ = [
     "Source",
     "bench_paths",
     "bench_run",
+    "candidates_at",
     "find_source",
     "measure_run",
     "open_run",
     "run",
+    "run_candidates",
 ]
 
 Emit = Callable[[dict[str, Any]], None]
@@ -109,6 +112,7 @@ def _measured(planned: Plan, emit: Emit, command: str | None, again: bool) -> Ru
 
 
 def _conclude(planned: Plan, results: Results, emit: Emit) -> RunResult:
+    results = with_devices(results, planned.directory)
     others = {load_profile(name).name for name in planned.recipe.profiles} - {p.name for p in planned.profiles}
     judged = judge_results(results, planned.recipe.gate, planned.profiles, sorted(others))
     verdicts = [v for v in judged if not v.rule.endswith(" regress")]  # a run has nothing to compare itself with
@@ -308,29 +312,7 @@ def bench_paths(
     """
     from .data import load
 
-    found: list[Candidate] = []
-    taken = list(beside)
-    for text in paths:
-        path = Path(text)
-        if path.suffix == ".onnx" or path.is_file():
-            owner = _owner(path)
-            written = path.parent.parent / "recipe.toml"
-            if recipe is None and owner is not None and written.is_file():
-                recipe = load_recipe(written)
-            found.append(Candidate(_unique(path.stem, [*taken, *found]), path, owner))
-            continue
-        source = find_source(text)
-        recipe = recipe or source.recipe
-        if recipe is None and source.artifact.manifest.kind != "export":
-            raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --recipe FILE")
-        data = load(recipe.data, recipe.seed) if recipe is not None else None
-        if source.artifact.manifest.kind == "export":
-            file = source.artifact.file("model.onnx")
-            found.append(Candidate(_unique(source.name, [*taken, *found]), file, source.artifact))
-        else:
-            assert data is not None
-            cache = source.artifact.path.parent / ".onnx"
-            found.append(candidate_of(source.artifact, _unique(source.name, [*taken, *found]), data, 18, cache))
+    found, recipe = candidates_at(paths, recipe, beside)
     data = load(recipe.data, recipe.seed) if recipe is not None else None
     names = list(profiles) or (recipe.profiles if recipe is not None else ["cpu-x86"])
     loaded = [load_profile(name, "--profile") for name in names]
@@ -346,6 +328,45 @@ def bench_paths(
         brief=brief,
         samples=samples,
     )
+
+
+def candidates_at(
+    paths: Sequence[str], recipe: Recipe | None = None, beside: Sequence[Candidate] = ()
+) -> tuple[list[Candidate], Recipe | None]:
+    """What RUN:stage, artifacts and ONNX files name, and the recipe given or found beside them.
+
+    Names differ from each other and from those of `beside`. Raises UsageError.
+    """
+    from .data import load
+
+    found: list[Candidate] = []
+    for text in paths:
+        path = Path(text)
+        if path.suffix == ".onnx" or path.is_file():
+            owner = _owner(path)
+            written = path.parent.parent / "recipe.toml"
+            if recipe is None and owner is not None and written.is_file():
+                recipe = load_recipe(written)
+            found.append(Candidate(_unique(path.stem, [*beside, *found]), path, owner))
+            continue
+        source = find_source(text)
+        recipe = recipe or source.recipe
+        if recipe is None and source.artifact.manifest.kind != "export":
+            raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --recipe FILE")
+        name = _unique(source.name, [*beside, *found])
+        if source.artifact.manifest.kind == "export":
+            found.append(Candidate(name, source.artifact.file("model.onnx"), source.artifact))
+        else:
+            assert recipe is not None
+            cache = source.artifact.path.parent / ".onnx"
+            found.append(candidate_of(source.artifact, name, load(recipe.data, recipe.seed), 18, cache))
+    return found, recipe
+
+
+def run_candidates(planned: Plan) -> list[Candidate]:
+    """The files of a run that are measured. Raises UsageError where a stage is not complete."""
+    _complete(planned)
+    return list(_candidates(planned))
 
 
 def _owner(file: Path) -> Artifact | None:

@@ -75,6 +75,8 @@ def line(event: Event) -> str | None:
         return f"  {event['stage']}: {event['why']} (helps: {event['hint']})"
     if kind == "student":
         return f"student of {event['stage']}: {event['text']}"
+    if kind == "device":
+        return f"  {event['text']}"
     if kind == "elsewhere":
         return f"  {event['profile']} is not measured here: {event['why']}"
     if kind == "accuracy":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from .artifact import write_atomically
 from .bench import Results
+from .bench.devices import with_devices
 from .errors import RecipeError, UsageError, nearest
 from .gate import Baseline, RuleFor, Verdict, judge, parse_rules, read, write_gate
 from .profile import Profile, load_profile
@@ -65,7 +66,7 @@ class Stored(NamedTuple):
 def stored(directory: Path, rules: dict[str, Any] | None, profiles: Sequence[str]) -> Stored:
     """A run's measurements, and `rules` or its recipe's. Raises UsageError or RecipeError."""
     recipe = load_recipe(directory / "recipe.toml")
-    results = Results.read(directory / "results.json")
+    results = results_at(directory)
     known = [load_profile(name) for name in recipe.profiles]
     loaded = [load_profile(name, "--profile") for name in profiles] or known
     others = sorted({p.name for p in known} - {p.name for p in loaded})
@@ -113,8 +114,8 @@ def read_rules(file: Path) -> dict[str, Any]:
 
 
 def results_at(path: Path) -> Results:
-    """The measurements of a run, or of a results JSON. Raises UsageError or ArtifactError."""
-    return Results.read(path / "results.json" if path.is_dir() else path)
+    """The measurements of a run, its devices' too, or of a results JSON. Raises UsageError or ArtifactError."""
+    return with_devices(Results.read(path / "results.json"), path) if path.is_dir() else Results.read(path)
 
 
 def as_baseline(results: Results) -> Results:
@@ -135,7 +136,6 @@ def report_of(path: Path, format: str) -> str:
     known = next((f for f in FORMATS if f == format), None)
     if known is None:
         raise UsageError(f"no format {format!r}", where="--format", hint=nearest(format, FORMATS))
-    file = path / "results.json" if path.is_dir() else path
-    results = Results.read(file)
-    beside = file.parent / "gate.json"
+    results = results_at(path)
+    beside = (path if path.is_dir() else path.parent) / "gate.json"
     return render(results, read(beside) if beside.is_file() else [], known)

@@ -74,7 +74,8 @@ def check(
 
     Example: edgekd devices check me@192.168.1.20
     """
-    from ..devices import check_device, find_device
+    from ..devices import find_device
+    from ..devices.check import check_device
     from ..profile import load_profile
 
     found = find_device(device)

@@ -29,6 +29,10 @@ def bench(
         Path | None,
         typer.Option("-o", "--out", help="Also write results.json here; of files, every call's time beside it."),
     ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="NAME|USER@HOST", help="Measure on a device that ssh reaches.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="With --host: leave the bundle and its results there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure latency, throughput, accuracy, memory and size; everything given is measured interleaved.
@@ -41,19 +45,26 @@ def bench(
     from ..report import render
     from ..screen import note, watching
 
-    told = disturbances(environment())
+    if keep and host is None:
+        raise UsageError("keeps what lies on a device, and none is named", where="--keep", hint="--host NAME")
+    told = disturbances(environment()) if host is None else []
     for text in told:
         note(f"warning: {text}")
     with watching(False) as emit:
-        if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
+        given = load_recipe(recipe) if recipe else None
+        if host is not None:
+            from ..devices import find_device
+            from ..devices.bench import bench_on
+
+            results = bench_on(find_device(host), paths, profile, emit, given, keep=keep, out=out)
+        elif len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
             results = runs.bench_run(Path(paths[0]), profile, emit)
         else:
             samples = out.with_suffix(".samples.json") if out is not None else None
-            given = load_recipe(recipe) if recipe else None
             results = runs.bench_paths(paths, profile, emit, given, samples=samples)
     for text in dict.fromkeys(w for p in results.profiles for w in p.warnings if w not in told):
         note(f"warning: {text}")
-    if out is not None:
+    if out is not None and host is None:
         results.write(out)
     if as_json:
         print_json(results.model_dump(mode="json"))

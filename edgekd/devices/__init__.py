@@ -1,23 +1,7 @@
-"""Devices elsewhere: bundles measured over the user's own ssh."""
+"""Devices elsewhere: bundles measured over the user's own ssh. Here what needs no torch; `devices.bench` measures."""
 
 from __future__ import annotations
 
-from .check import Check, check_device
 from .known import DIRECTORY, Device, add_device, devices_file, find_device, known_devices
-from .remote import greet, measured_on
-from .ssh import Link, connected
 
-__all__ = [
-    "DIRECTORY",
-    "Check",
-    "Device",
-    "Link",
-    "add_device",
-    "check_device",
-    "connected",
-    "devices_file",
-    "find_device",
-    "greet",
-    "known_devices",
-    "measured_on",
-]
+__all__ = ["DIRECTORY", "Device", "add_device", "devices_file", "find_device", "known_devices"]

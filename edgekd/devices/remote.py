@@ -20,7 +20,7 @@ from ..errors import ArtifactError, MissingExtra, StageError
 from ..profile import Profile
 from .ssh import Link, Lost, ask, follow
 
-__all__ = ["greet", "measured_on"]
+__all__ = ["ENOUGH", "INSTALL", "ROOM_BYTES", "bundle_key", "greet", "measured_on", "said"]
 
 Emit = Callable[[dict[str, Any]], None]
 MANIFEST = "bundle.json"
@@ -69,7 +69,7 @@ def measured_on(link: Link, bundle: Path, emit: Emit, *, keep: bool = False) -> 
     Raises StageError: the device measures something else, its disk is full, the runner failed, Lost.
     """
     files = _files(bundle)
-    key = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:16]
+    key = bundle_key(bundle)[:16]
     _running(link, bundle, files, key, emit)
     ended = _followed(link, key, emit)
     text = ask(link, "fetch", key=key, name=RESULTS).get("text")
@@ -83,7 +83,12 @@ def measured_on(link: Link, bundle: Path, emit: Emit, *, keep: bool = False) -> 
         yield fetched
     ask(link, "taken", key=key, keep=keep)
     if keep:
-        emit(_said(f"kept on {link.device.name}: {link.device.directory}/{key}"))
+        emit(said(f"kept on {link.device.name}: {link.device.directory}/{key}"))
+
+
+def bundle_key(bundle: Path) -> str:
+    """What a bundle is known by: its manifest's sha256, which stands in its results too."""
+    return hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
 
 
 def _files(bundle: Path) -> dict[str, tuple[int, str]]:
@@ -101,15 +106,15 @@ def _running(link: Link, bundle: Path, files: dict[str, tuple[int, str]], key: s
     name = link.device.name
     seen = ask(link, "look", key=key, contents={n: sha256 for n, (_, sha256) in files.items()})
     if seen["state"] == "running":
-        emit(_said(f"this runs on {name} already, begun {_ago(seen['holder'])}: following it"))
+        emit(said(f"this runs on {name} already, begun {_ago(seen['holder'])}: following it"))
         return
     if seen["state"] == "ended":
-        emit(_said(f"this has run on {name} meanwhile: taking its results"))
+        emit(said(f"this has run on {name} meanwhile: taking its results"))
         return
     if seen["holder"] is not None:
         raise _busy(link, seen["holder"])
     if seen["state"] == "died":
-        emit(_said(f"an earlier run on {name} ended without a word (was it switched off?): it goes on"))
+        emit(said(f"an earlier run on {name} ended without a word (was it switched off?): it goes on"))
     _copy(link, bundle, files, key, seen, emit)
     reply = ask(link, "start", key=key, command=RUNNER, who=f"{getpass.getuser()}@{socket.gethostname()}")
     if not reply["started"] and (reply["holder"] is None or reply["holder"].get("key") != key):
@@ -130,7 +135,7 @@ def _copy(
         )
     if not missing:
         return
-    emit(_said(f"copying {total / 1e6:,.1f} MB to {device.name}"))
+    emit(said(f"copying {total / 1e6:,.1f} MB to {device.name}"))
     paths = [bundle / name for name, _, _ in missing]
 
     def sent(done: int) -> None:
@@ -153,7 +158,7 @@ def _followed(link: Link, key: str, emit: Emit) -> dict[str, Any]:
             if "line" in last:
                 _show(last["line"], name, emit)
     except KeyboardInterrupt:
-        emit(_said(f"the run goes on on {name}; the same command picks it up"))
+        emit(said(f"the run goes on on {name}; the same command picks it up"))
         raise
     except Lost as error:
         hint = "the run goes on there; the same command picks it up"
@@ -168,7 +173,7 @@ def _show(line: str, name: str, emit: Emit) -> None:
         if told["event"] == "round":
             emit({"event": "bench", "profile": name, "done": told["done"], "total": told["total"]})
         else:
-            emit(_said(f"{name}: {told['words']}"))
+            emit(said(f"{name}: {told['words']}"))
 
 
 def _failed(link: Link, ended: dict[str, Any]) -> StageError:
@@ -201,5 +206,6 @@ def _ago(holder: dict[str, Any]) -> str:
     return f"{seconds:.0f} s ago" if seconds < 90 else f"{seconds / 60:.0f} min ago"
 
 
-def _said(text: str) -> dict[str, Any]:
+def said(text: str) -> dict[str, Any]:
+    """An event that is only words."""
     return {"event": "device", "text": text}

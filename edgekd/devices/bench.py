@@ -1,0 +1,82 @@
+"""`edgekd bench --host`: from what a user named to the measurements of a device."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bench import Results, not_here
+from ..bench.devices import of_device
+from ..bundle import read_results
+from ..errors import ArtifactError, UsageError
+from ..profile import Profile, load_profile
+from ..recipe import Recipe
+from .bundled import bundle_at, bundled_profile, is_bundle, run_at
+from .known import Device
+from .remote import bundle_key, greet, measured_on, said
+from .ssh import connected
+
+__all__ = ["bench_on"]
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def bench_on(
+    device: Device,
+    paths: Sequence[str],
+    profiles: Sequence[str],
+    emit: Emit,
+    recipe: Recipe | None = None,
+    *,
+    keep: bool = False,
+    out: Path | None = None,
+) -> Results:
+    """Measure on a device; results are in `out` before the device forgets them.
+
+    Those of a run are in RUN/devices/PROFILE.json too, where reports and gates find them. Called again with the same
+    arguments it goes on with what an earlier call has begun. Raises UsageError, StageError or MissingExtra.
+    """
+    profile, given = _profile(device, paths, profiles)
+    run = run_at(paths)
+    with connected(device) as link, tempfile.TemporaryDirectory(prefix="edgekd-") as directory:
+        there = greet(link, profile)
+        machine = {"machine": there["machine"], "instruction_sets": there["flags"]}
+        if profile.device == "cpu" and (why := not_here(profile, machine, runtimes=list)) is not None:
+            why = why.replace("this machine", device.name)
+            emit(said(f"warning: {why}: outputs are compared there, and no time counts; another --profile?"))
+        bundle = given or bundle_at(paths, profile, recipe, Path(directory))
+        with measured_on(link, bundle, emit, keep=keep) as fetched:
+            results = _read(fetched, bundle, device)
+            for file in filter(None, (out, of_device(run, profile.name) if run is not None else None)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                results.write(file)
+    return results
+
+
+def _profile(device: Device, paths: Sequence[str], profiles: Sequence[str]) -> tuple[Profile, Path | None]:
+    """What the device is measured as, and the bundle that was given instead of networks."""
+    given = Path(paths[0]) if len(paths) == 1 and is_bundle(Path(paths[0])) else None
+    names = list(profiles) or ([device.profile] if device.profile else [])
+    if given is not None:
+        profile = bundled_profile(given)
+        if profiles and [load_profile(n, "--profile").name for n in profiles] != [profile.name]:
+            raise UsageError(f"{given} was made for {profile.name}", where="--profile", hint="leave it away")
+        return profile, given
+    if len(names) != 1:
+        hint = f"--profile NAME, or once: edgekd devices add NAME {shlex.quote(device.host)} --profile NAME"
+        what = f"{device.name} is measured as one profile, got {', '.join(names) or 'none'}"
+        raise UsageError(what, where="--profile", hint=hint)
+    return load_profile(names[0], "--profile"), None
+
+
+def _read(fetched: Path, bundle: Path, device: Device) -> Results:
+    results = read_results(fetched)
+    if results.environment.get("bundle") != bundle_key(bundle):
+        hint = f"something else writes into {device.directory} there; another with --directory"
+        raise ArtifactError("these are the results of another bundle", where=device.name, hint=hint)
+    command = shlex.join(["edgekd", *sys.argv[1:]])
+    return results.model_copy(update={"command": command, "environment": {**results.environment, "host": device.name}})

@@ -1,0 +1,79 @@
+"""A bundle of what a user named: a run, stages, artifacts, ONNX files, or a bundle that is one already."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bundle import make_bundle
+from ..bundle.make import MANIFEST, ORDER, BundleFile
+from ..data import load
+from ..errors import ArtifactError, UsageError
+from ..profile import Profile
+from ..recipe import Recipe
+from ..runs import candidates_at, open_run, run_candidates
+from ..scorecard import Candidate, arranged
+
+__all__ = ["bundle_at", "bundled_profile", "is_bundle", "run_at"]
+
+
+def is_bundle(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def run_at(paths: Sequence[str]) -> Path | None:
+    """The run that is all that was named; None where it is something else."""
+    return Path(paths[0]) if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file() else None
+
+
+def bundled_profile(path: Path) -> Profile:
+    """The profile that a bundle was made for. Raises ArtifactError."""
+    try:
+        return Profile.model_validate(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["profile"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"the manifest is damaged: {str(error).partition(chr(10))[0]}"
+        raise ArtifactError(what, where=str(path / MANIFEST), hint="make the bundle again") from error
+
+
+def bundle_at(paths: Sequence[str], profile: Profile, recipe: Recipe | None, directory: Path) -> Path:
+    """Make the bundle of `paths` below `directory`, the first being what the others are compared with.
+
+    Of a run, all its files that this profile takes. The same paths give the same bundle. Raises UsageError, StageError.
+    """
+    run = run_at(paths)
+    if run is not None:
+        planned = open_run(run)
+        candidates, recipe = run_candidates(planned), planned.recipe
+        candidates = [c for c in arranged(candidates, profile) if c.branch in ("", profile.scheme)]
+    else:
+        candidates, recipe = candidates_at(paths, recipe)
+    data = load(recipe.data, recipe.seed) if recipe is not None else None
+    files = [file for candidate in candidates for file in _files(candidate, profile)]
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", recipe.name if run is not None and recipe else candidates[-1].name)
+    if not files:
+        raise UsageError(f"nothing of {' '.join(paths)} is for {profile.name}", where="bench")
+    return make_bundle(files, directory / (name.strip("-") or "bundle"), profile, data)
+
+
+def _files(candidate: Candidate, profile: Profile) -> list[BundleFile]:
+    """A candidate's file; for TensorRT, where its export wrote files of other types, all of them."""
+    artifact = candidate.artifact
+    metrics: dict[str, Any] = artifact.manifest.metrics if artifact else {}
+    found = {
+        n: f"model.{n}.onnx" for n in ORDER if artifact is not None and f"model.{n}.onnx" in artifact.manifest.files
+    }
+    if profile.runtime != "tensorrt" or artifact is None or not found:
+        return [BundleFile(candidate.name, candidate.file, candidate.key, candidate.scheme, metrics)]
+    return [
+        BundleFile(
+            f"{candidate.name}.{n}",
+            artifact.file(file),
+            artifact.key,
+            candidate.scheme if "int8" in n else None,
+            metrics,
+        )
+        for n, file in found.items()
+    ]
