@@ -13,21 +13,25 @@ import numpy as np
 import onnx
 import onnxscript
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import __version__
 from .artifact import Preprocessing, write_atomically
 from .errors import StageError, UsageError
+from .onnx_edit import opset_of
+from .onnx_opset import downgraded
 from .quant.quiet import quiet
 from .runtimes.metadata import parse_metadata
+from .runtimes.onnx_model import read_onnx as read
 from .runtimes.optimised import FLOAT_KERNELS, INTEGER_KERNELS, optimised_graph
 
-__all__ = ["compare", "export_onnx", "optimised_layers", "read_metadata", "stored_bytes"]
+__all__ = ["compare", "export_onnx", "optimised_layers", "read", "read_metadata", "stored_bytes"]
 
+#: TensorRT 8.6 takes no newer one.
+LOWEST_OPSET = 17
 #: PyTorch's exporter writes this opset by itself; its conversion to an older one leaves the file as it was.
-LOWEST_OPSET = 18
+EXPORTED_OPSET = 18
 #: protobuf's limit on one file.
 LARGEST = 2**31 - 1
 MOST_IMAGES = 65536
@@ -76,7 +80,8 @@ def export_onnx(
     Version, preprocessing and class names go into its metadata. Raises UsageError for an opset that cannot be
     written, StageError when the network cannot be exported or the result is not valid ONNX.
     """
-    if not LOWEST_OPSET <= opset <= onnx.defs.onnx_opset_version() or not hasattr(onnxscript, f"opset{opset}"):
+    exported = max(opset, EXPORTED_OPSET)
+    if not LOWEST_OPSET <= opset <= onnx.defs.onnx_opset_version() or not hasattr(onnxscript, f"opset{exported}"):
         raise UsageError(
             f"ONNX opset {opset} cannot be written",
             where="opset",
@@ -93,11 +98,11 @@ def export_onnx(
                 (example,),
                 dynamo=True,
                 verbose=False,
-                opset_version=opset,
+                opset_version=exported,
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_shapes={"image": {0: batch}} if dynamic_batch else None,
-                custom_translation_table=_translations(opset),
+                custom_translation_table=_translations(exported),
             )
         if program is None:
             raise RuntimeError("the exporter returned nothing")
@@ -121,12 +126,13 @@ def export_onnx(
             "input": input,
         },
     )
+    model = downgraded(model, opset)
     _check(model, opset)
     write_atomically(path, model.SerializeToString())
 
 
 def _highest_opset() -> int:
-    return max(n for n in range(LOWEST_OPSET, onnx.defs.onnx_opset_version() + 1) if hasattr(onnxscript, f"opset{n}"))
+    return max(n for n in range(EXPORTED_OPSET, onnx.defs.onnx_opset_version() + 1) if hasattr(onnxscript, f"opset{n}"))
 
 
 def _translations(opset: int) -> Translations:
@@ -222,7 +228,7 @@ def _clean(model: onnx.ModelProto) -> None:
 
 
 def _check(model: onnx.ModelProto, opset: int) -> None:
-    written = {o.domain: o.version for o in model.opset_import}.get("")
+    written = opset_of(model)
     if written != opset:
         raise StageError(f"the exporter wrote opset {written} instead of {opset}", where="opset")
     if model.ByteSize() > LARGEST:
@@ -231,19 +237,6 @@ def _check(model: onnx.ModelProto, opset: int) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StageError(f"the exported file is not valid ONNX: {error}", where="export") from error
-
-
-def read(path: Path) -> onnx.ModelProto:
-    """Parse an ONNX file. Raises UsageError when it is missing, truncated, or something else."""
-    try:
-        model = onnx.load(path)
-    except OSError as error:
-        raise UsageError(f"no ONNX file at {path}: {error.strerror or error}", where=str(path)) from error
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again") from error
-    if not model.graph.node or not model.opset_import:
-        raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again")
-    return model
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Export(BaseModel):
     follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "quantize", "fuse", "average")
 
     targets: list[Literal["onnx"]] = Field(default=["onnx"], min_length=1)
-    opset: int | None = Field(None, ge=18, description="default: the profile's")
+    opset: int | None = Field(None, ge=17, description="default: the profile's")
     input: Literal["float32", "uint8"] = Field("float32", description="uint8 bakes the normalisation into the graph")
     dynamic_batch: bool = True
     after: str | None = Field(None, description="the stage to go on from; default: the one before")
