@@ -12,7 +12,7 @@ import typer
 
 from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, devices, measure, report, search, sensitivity, show, students
+from . import chain, compress, devices, estimate, measure, profiles, report, search, sensitivity, show, students
 from .app import app
 
 __all__ = ["app", "main"]
@@ -27,7 +27,9 @@ COMMANDS = (
     students,
     sensitivity,
     measure,
+    estimate,
     devices,
+    profiles,
     report,
     show,
 )  # importing them adds their commands to the app, in this order
