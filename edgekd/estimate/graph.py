@@ -68,9 +68,9 @@ class Graph:
             known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         except Exception as error:
             raise UsageError(f"its sizes cannot be told: {_first(error)}", where=where) from error
-        self.ends = {*(i.name for i in self.inputs), *self.outputs}
         self.where = where
         self.outputs = [o.name for o in graph.output]
+        self.ends = {*(i.name for i in self.inputs), *self.outputs}
         self.nodes = _needed(graph.node, self.outputs)
         self.producer = {name: node for node in self.nodes for name in node.output if name}
         self._types = {v.name: v.type.tensor_type for v in [*known.value_info, *known.output, *self.inputs]}
@@ -115,7 +115,7 @@ class Graph:
         return found.elem_type if found is not None and found.elem_type else Type.FLOAT
 
     def bits(self, name: str, wide: int) -> int:
-        """Bits of an element; what is a 32 bit float inside the file has `wide`, and what goes in or comes out stays."""
+        """Bits of an element: `wide` for 32 bit floats, but not for those that the file is given or gives."""
         kind = self.element(name)
         return wide if kind == Type.FLOAT and name not in self.ends else BITS.get(kind, 32)
 
