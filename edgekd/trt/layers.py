@@ -10,7 +10,7 @@ __all__ = ["EngineLayer", "engine_layers"]
 #: One line of the block `Layers:`, as TensorRT-RTX 1.7 writes it with ProfilingVerbosity.DETAILED.
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, Metadata: (?P<metadata>.*)"
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, Metadata:(?P<metadata>.*)"
 )
 DATATYPE = re.compile(r"Dimensions: \[[^]]*\], .*?Datatype: (\w+)")
 NODE = "[ONNX Layer: "
