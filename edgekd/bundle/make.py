@@ -220,6 +220,7 @@ def _described(network: BundleFile, model: onnx.ModelProto, file: str, fed: Fed,
     return {
         "name": network.name,
         "file": file,
+        "sha256": file_sha256(directory / file),
         "precision": precision,
         "typed_half": half,
         "scheme": network.scheme,

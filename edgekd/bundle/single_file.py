@@ -8,7 +8,10 @@ from pathlib import Path
 __all__ = ["MODULES", "runner_source"]
 
 #: In the order of their imports.
-MODULES = ("errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "main")
+MODULES = (
+    "errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "building", "cuda", "engines", "trtexec",
+    "work", "main",
+)  # fmt: skip
 DIRECTORY = Path(__file__).with_name("runner")
 HEADER = '''\
 #!/usr/bin/env python3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 from typing import Any, Dict, List, Optional
@@ -80,9 +79,3 @@ def _turbo() -> Optional[bool]:
     off = read_text("/sys/devices/system/cpu/intel_pstate/no_turbo")
     on = read_text("/sys/devices/system/cpu/cpufreq/boost")
     return off == "0" if off else on == "1" if on else None
-
-
-def power_mode(text: str) -> Optional[str]:
-    """The name in `nvpmodel -q`'s answer."""
-    found = re.search(r"NV Power Mode:\s*(\S+)", text)
-    return found.group(1) if found else None

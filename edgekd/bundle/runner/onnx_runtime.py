@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, List
 
 from .contents import Arrays
 from .errors import Failed
@@ -18,7 +18,9 @@ class OnnxRuntime:
     name = "onnxruntime"
     timed = "host clock around a call on preallocated inputs and outputs"
 
-    def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any]) -> None:
+    def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any], out: str) -> None:
+        self.facts: Dict[str, Any] = {}
+        self.network = network
         self.path, self.threads = os.path.join(directory, network["file"]), int(profile["threads"])
         self.native = self._opened()
         self.call: Callable[[], None] = lambda: None
@@ -31,6 +33,10 @@ class OnnxRuntime:
         except ImportError as error:
             raise Failed("ONNX Runtime does not import: %s" % error, "pip install onnxruntime")
         return str(onnxruntime.__version__)
+
+    @staticmethod
+    def device() -> Dict[str, str]:
+        return {}
 
     def _opened(self) -> Any:
         import onnxruntime
@@ -52,6 +58,9 @@ class OnnxRuntime:
             return dict(zip(names, self.native.run(names, fed)))
         except Exception as error:
             raise Failed("ONNX Runtime failed: %s" % str(error).strip().split("\n")[0])
+
+    #: All rows are compared.
+    compared_batches = None
 
     def prepare(self, fed: Arrays, protocol: Dict[str, Any]) -> WarmUp:
         self._bind(fed)
@@ -79,6 +88,9 @@ class OnnxRuntime:
 
     def block(self) -> Block:
         return {"ns": timed_block(self.call, self.kept)}
+
+    def warnings(self) -> List[str]:
+        return []
 
     def close(self) -> None:
         self.held = []

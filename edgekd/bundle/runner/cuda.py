@@ -1,0 +1,146 @@
+"""CUDA's runtime by ctypes: a Jetson has no CUDA package for Python."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+from typing import Any, Callable, Dict, Optional
+
+from .errors import Failed
+
+__all__ = ["Cuda"]
+
+TO_DEVICE, TO_HOST = 1, 2
+#: cudaDevAttrComputeCapabilityMajor and Minor (CUDA runtime API reference, enum cudaDeviceAttr).
+MAJOR, MINOR = 75, 76
+#: cudaStreamNonBlocking; cudaStreamCaptureModeThreadLocal.
+NON_BLOCKING, THREAD_LOCAL = 1, 1
+PLACES = (
+    "/usr/local/cuda*/lib64/libcudart.so*",
+    "/usr/local/cuda*/targets/*/lib/libcudart.so*",
+    "/usr/lib/*-linux-gnu/libcudart.so*",
+)
+P, SIZE = ctypes.c_void_p, ctypes.c_size_t
+SIGNATURES: Dict[str, Any] = {
+    "cudaMalloc": (ctypes.POINTER(P), SIZE),
+    "cudaFree": (P,),
+    "cudaMemcpyAsync": (P, P, SIZE, ctypes.c_int, P),
+    "cudaStreamCreateWithFlags": (ctypes.POINTER(P), ctypes.c_uint),
+    "cudaStreamSynchronize": (P,),
+    "cudaEventCreate": (ctypes.POINTER(P),),
+    "cudaEventRecord": (P, P),
+    "cudaEventElapsedTime": (ctypes.POINTER(ctypes.c_float), P, P),
+    "cudaStreamBeginCapture": (P, ctypes.c_int),
+    "cudaStreamEndCapture": (P, ctypes.POINTER(P)),
+    "cudaGraphInstantiateWithFlags": (ctypes.POINTER(P), P, ctypes.c_ulonglong),
+    "cudaGraphLaunch": (P, P),
+    "cudaDeviceGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
+    "cudaDriverGetVersion": (ctypes.POINTER(ctypes.c_int),),
+}
+
+
+class Cuda:
+    """One stream on the first GPU."""
+
+    def __init__(self) -> None:
+        self.library = _library()
+        for name, arguments in SIGNATURES.items():
+            function = getattr(self.library, name)
+            function.argtypes, function.restype = list(arguments), ctypes.c_int
+        self.library.cudaGetErrorString.restype = ctypes.c_char_p
+        self.stream = P()
+        self.call("cudaStreamCreateWithFlags", ctypes.byref(self.stream), NON_BLOCKING)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call the runtime. Raises Failed with CUDA's own words."""
+        code = getattr(self.library, name)(*arguments)
+        if code != 0:
+            text = self.library.cudaGetErrorString(code).decode("utf-8", "replace")
+            raise Failed("%s failed: %s (%d)" % (name, text, code), "does `nvidia-smi` or `tegrastats` see a GPU?")
+
+    def memory(self, size: int) -> int:
+        """The address of new memory on the GPU."""
+        pointer = P()
+        self.call("cudaMalloc", ctypes.byref(pointer), max(1, size))
+        return int(pointer.value or 0)
+
+    def free(self, address: int) -> None:
+        self.library.cudaFree(address)
+
+    def copy(self, target: int, source: int, size: int, kind: int) -> None:
+        self.call("cudaMemcpyAsync", target, source, size, kind, self.stream)
+
+    def synchronize(self) -> None:
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def event(self) -> Any:
+        event = P()
+        self.call("cudaEventCreate", ctypes.byref(event))
+        return event
+
+    def record(self, event: Any) -> None:
+        self.call("cudaEventRecord", event, self.stream)
+
+    def elapsed_ms(self, begin: Any, end: Any) -> float:
+        value = ctypes.c_float()
+        self.call("cudaEventElapsedTime", ctypes.byref(value), begin, end)
+        return float(value.value)
+
+    def graph_of(self, launch: Callable[[], None]) -> Optional[Callable[[], None]]:
+        """`launch` as a CUDA graph, whose kernels one call starts; None where it cannot be captured."""
+        graph, executable = P(), P()
+        try:
+            self.call("cudaStreamBeginCapture", self.stream, THREAD_LOCAL)
+            try:
+                launch()
+            finally:
+                self.call("cudaStreamEndCapture", self.stream, ctypes.byref(graph))
+            self.call("cudaGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+        except Failed:
+            return None
+        run, stream = self.library.cudaGraphLaunch, self.stream
+
+        def replay() -> None:
+            if run(executable, stream) != 0:
+                raise Failed("a captured CUDA graph failed")
+
+        return replay
+
+    def described(self) -> Dict[str, str]:
+        """Name, compute capability and driver of the GPU: what an engine belongs to."""
+        numbers = [ctypes.c_int() for _ in range(3)]
+        for number, attribute in zip(numbers, (MAJOR, MINOR)):
+            self.call("cudaDeviceGetAttribute", ctypes.byref(number), attribute, 0)
+        self.call("cudaDriverGetVersion", ctypes.byref(numbers[2]))
+        version = numbers[2].value
+        return {
+            "gpu": _name(),
+            "compute_capability": "%d.%d" % (numbers[0].value, numbers[1].value),
+            "cuda_driver": "%d.%d" % (version // 1000, version % 1000 // 10),
+        }
+
+
+def _library() -> Any:
+    names = ["libcudart.so", *("libcudart.so.%s" % version for version in ("13", "12", "11.0"))]
+    for place in PLACES:
+        names += sorted(glob.glob(place), reverse=True)
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise Failed(
+        "CUDA's runtime (libcudart.so) is not found",
+        "put its directory into LD_LIBRARY_PATH; on a Jetson: sudo apt install nvidia-jetpack",
+    )
+
+
+def _name() -> str:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        text = ctypes.create_string_buffer(256)
+        if driver.cuInit(0) == 0 and driver.cuDeviceGetName(text, 256, 0) == 0:
+            return text.value.decode("utf-8", "replace")
+    except (OSError, AttributeError):
+        pass
+    return "unknown"

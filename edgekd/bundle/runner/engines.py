@@ -1,0 +1,160 @@
+"""Networks as engines of TensorRT's Python package on the GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, List
+
+import numpy as np
+
+from .building import ENGINES, build_in_child, bytes_of, engine_settings, imported, input_shape, kept_engine, logger_of
+from .contents import Arrays, write_json
+from .cuda import TO_DEVICE, TO_HOST, Cuda
+from .errors import Failed
+from .rounds import Block, WarmUp, timed_block, warmed_up
+
+__all__ = ["TensorRT"]
+
+#: TensorRT's DataType -> NumPy's; `trt.nptype` of 8.6 fails with newer NumPy.
+NUMPY_TYPES = {
+    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
+    "BOOL": "bool",
+}  # fmt: skip
+
+
+class TensorRT:
+    """One network's engine on the GPU."""
+
+    name = "tensorrt"
+    timed = "host clock from enqueue to synchronised, inputs and outputs on the GPU"
+
+    def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any], out: str) -> None:
+        self.trt, self.cuda = imported(), Cuda()
+        self.network = network
+        version = str(self.trt.__version__)
+        settings = engine_settings(network, profile, version)
+        self.identity = dict(settings, tensorrt=version, sha256=network["sha256"], **self.cuda.described())
+        path = os.path.join(out, ENGINES, network["name"] + ".engine")
+        if not kept_engine(path, self.identity):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            build_in_child(["--build", network["name"], "--out", out], network["name"])
+            write_json(path + ".json", self.identity)
+        runtime = self.trt.Runtime(logger_of(self.trt))
+        self.engine = runtime.deserialize_cuda_engine(bytes_of(path))
+        if self.engine is None:
+            os.unlink(path + ".json")
+            raise Failed("TensorRT does not load the engine it built: %s" % logger_of(self.trt).last(), "run it again")
+        self.facts: Dict[str, Any] = {"engine": dict(self.identity, bytes=os.path.getsize(path))}
+        self.addresses: List[int] = []
+        self.launch: Callable[[], None] = lambda: None
+        self.bind()
+
+    @staticmethod
+    def version() -> str:
+        return str(imported().__version__)
+
+    @staticmethod
+    def device() -> Dict[str, str]:
+        return Cuda().described()
+
+    def bind(self) -> None:
+        """A context with memory for the measured shapes."""
+        self.release()
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise Failed("no execution context: %s" % logger_of(self.trt).last(), "is the GPU's memory full?")
+        for info in self.network["inputs"]:
+            self.context.set_input_shape(info["name"], input_shape(info, self.network["batch"]))
+        self.host: Arrays = {}
+        self.device_addresses: Dict[str, int] = {}
+        for i in range(self.engine.num_io_tensors):
+            name = self.engine.get_tensor_name(i)
+            kind = self.engine.get_tensor_dtype(name).name
+            self.host[name] = np.zeros(tuple(self.context.get_tensor_shape(name)), NUMPY_TYPES[kind])
+            self.device_addresses[name] = self.cuda.memory(self.host[name].nbytes)
+            self.context.set_tensor_address(name, self.device_addresses[name])
+        self.inputs = [info["name"] for info in self.network["inputs"]]
+        self.outputs = [name for name in self.host if name not in self.inputs]
+        context, stream = self.context, self.cuda.stream.value
+
+        def launch() -> None:
+            if not context.execute_async_v3(stream):
+                raise Failed("TensorRT refused to run the engine: %s" % logger_of(self.trt).last())
+
+        self.launch = launch
+
+    def release(self) -> None:
+        for address in getattr(self, "device_addresses", {}).values():
+            self.cuda.free(address)
+        self.device_addresses = {}
+
+    def _copy(self, names: List[str], kind: int) -> None:
+        for name in names:
+            pair = (self.device_addresses[name], self.host[name].ctypes.data)
+            target, source = pair if kind == TO_DEVICE else pair[::-1]
+            self.cuda.copy(target, source, self.host[name].nbytes, kind)
+
+    def run(self, fed: Arrays) -> Arrays:
+        for name, array in fed.items():
+            np.copyto(self.host[name], array, casting="same_kind")
+        self._copy(self.inputs, TO_DEVICE)
+        self.launch()
+        self._copy(self.outputs, TO_HOST)
+        self.cuda.synchronize()
+        return {name: self.host[name].copy() for name in self.outputs}
+
+    #: All rows are compared.
+    compared_batches = None
+
+    def prepare(self, fed: Arrays, protocol: Dict[str, Any]) -> WarmUp:
+        self.fed = fed
+        self.capture()
+        found = warmed_up(self.call, protocol)
+        self.kept = found[0]
+        return found
+
+    def capture(self) -> None:
+        """Calls launch a CUDA graph where the engine can be captured."""
+        self.run(self.fed)
+        graph = self.cuda.graph_of(self.launch)
+        self.facts["cuda_graph"] = graph is not None
+        start, cuda = graph or self.launch, self.cuda
+        self.begin, self.end = cuda.event(), cuda.event()
+
+        def call() -> None:
+            start()
+            cuda.synchronize()
+
+        def whole() -> None:
+            self._copy(self.inputs, TO_DEVICE)
+            start()
+            self._copy(self.outputs, TO_HOST)
+            cuda.synchronize()
+
+        self.start, self.call, self.whole = start, call, whole
+
+    def reopen(self) -> None:
+        self.bind()
+        self.capture()
+
+    def block(self) -> Block:
+        """Host times of calls, then a quarter as many between CUDA events, and with copies of inputs and outputs."""
+        some = max(3, self.kept // 4)
+        taken = {"ns": timed_block(self.call, self.kept), "gpu_ns": [], "end_to_end_ns": []}  # type: Block
+        for _ in range(some):
+            self.cuda.record(self.begin)
+            self.start()
+            self.cuda.record(self.end)
+            self.cuda.synchronize()
+            taken["gpu_ns"].append(int(self.cuda.elapsed_ms(self.begin, self.end) * 1e6))
+        taken["end_to_end_ns"] = timed_block(self.whole, some)
+        return taken
+
+    def warnings(self) -> List[str]:
+        return (
+            [] if self.facts["cuda_graph"] else ["the engine was not captured as a CUDA graph: launches are timed too"]
+        )
+
+    def close(self) -> None:
+        self.release()
+        self.context = self.engine = None
