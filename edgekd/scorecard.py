@@ -44,6 +44,7 @@ from .bench import (
 )
 from .data import Dataset
 from .errors import StageError, UsageError
+from .estimate import estimates_of
 from .forks import made_for
 from .onnx_file import optimised_layers, stored_bytes
 from .profile import Profile
@@ -283,6 +284,8 @@ def _results(
     surroundings: dict[str, Any],
 ) -> ProfileResults:
     first, latencies = candidates[0], timed.latencies
+    own = {c.name: c.file for c in candidates if elsewhere is not None and c.branch in ("", profile.scheme)}
+    estimates, unknown = estimates_of(own, profile)
     variants = [
         Variant(
             name=candidate.name,
@@ -291,6 +294,7 @@ def _results(
             scheme=candidate.scheme,
             **_judged(candidate, first, data, task, judged),
             latency=latencies.get(candidate.name),
+            estimate=estimates.get(candidate.name),
             speedup=speedup(latencies[first.name], latencies[candidate.name]) if latencies else None,
             **_described(candidate, elsewhere is None),
             **timed.extras.get(candidate.name, {}),
@@ -304,7 +308,7 @@ def _results(
         settings=profile.model_dump(mode="json"),
         rounds=min((len(found.round_p50) for found in latencies.values()), default=0),
         variants=variants,
-        warnings=timed.warnings,
+        warnings=[*timed.warnings, *unknown],
         elsewhere=elsewhere,
     )
 

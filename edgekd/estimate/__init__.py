@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .document import Estimated, Estimates
-from .fitted import Efficiency, Fit, Known, estimate_of, fit
+from .fitted import Efficiency, Fit, Known, fit
+from .record import estimate_of, estimates_of
 from .roofline import Layer, Precision, Roofline, roofline
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Precision",
     "Roofline",
     "estimate_of",
+    "estimates_of",
     "fit",
     "roofline",
 ]

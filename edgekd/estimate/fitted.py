@@ -15,13 +15,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..bench.results import Estimate, Fitted, ProfileResults, Results, Variant
+from ..bench.results import ProfileResults, Results, Variant
 from ..errors import UsageError
 from ..onnx_file import stored_bytes
 from ..profile import Profile
-from .roofline import Precision, Roofline, roofline
+from .roofline import Precision, roofline
 
-__all__ = ["Efficiency", "Fit", "Known", "estimate_of", "fit"]
+__all__ = ["Efficiency", "Fit", "Known", "fit"]
 
 
 class Known(BaseModel):
@@ -116,31 +116,6 @@ def fit(results: Sequence[Path], profile: Profile, *, precision: Precision | Non
         known=networks,
         efficiencies={p: _of([k for k in networks if k.precision == p]) for p in precisions},
         notes=notes,
-    )
-
-
-def estimate_of(found: Roofline, profile: Profile, fitted: Fit | None = None) -> Estimate:
-    """The record of a network that was not measured: its bounds, and the interval that a fit gives."""
-    own = fitted.efficiencies.get(found.precision) if fitted is not None else None
-    assert profile.datasheet is not None
-    return Estimate(
-        floor_ms=found.floor_ms,
-        roofline_ms=found.ms,
-        bound=found.bound,
-        batch=found.batch,
-        precision=found.precision,
-        source=profile.datasheet.source,
-        fitted=_fitted(found, own) if own is not None else None,
-    )
-
-
-def _fitted(found: Roofline, own: Efficiency) -> Fitted:
-    ms = max(found.floor_ms, found.ms / own.value)
-    return Fitted(
-        ms=ms,
-        low_ms=max(found.floor_ms, found.ms / own.high) if own.networks > 1 else found.floor_ms,
-        high_ms=max(ms, found.ms / own.low) if own.networks > 1 else None,
-        networks=own.networks,
     )
 
 

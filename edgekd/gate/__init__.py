@@ -7,6 +7,7 @@
     ... = { drop = 0.01, against = "prune" }   drop and speedup against another stage of the run
     ... = { regress = "5%" }                   any of these: relative worsening against a baseline
     ... = { drop = 0.01, strict = true }       asks it of the whole interval of a task's metric
+    estimates = true                           where the device is elsewhere, an estimated latency may decide
 
 A latency is judged by its whole 95 % interval: inside is a pass, beyond a failure, across the limit inconclusive.
 Accuracy is judged on the figure itself, since more rounds never narrow a fixed test set; the paired interval is

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..bench.compare import Side, change_of, is_lower_better, machine_differences, quantile_of, ratio_of_quantiles
 from ..bench.quality import unpacked
@@ -14,8 +15,10 @@ from ..errors import UsageError, nearest
 from .rules import OWN_METRICS, RuleFor
 from .verdict import Unit
 
-__all__ = ["Baseline", "Figure", "figure_of", "unit_of"]
+__all__ = ["Baseline", "Figure", "decided", "figure_of", "reference_of", "unit_of"]
 
+#: A limit that is met exactly must not fail by the last bit of a float (0.92 - 0.91 > 0.01).
+TOLERANCE = 1e-9
 #: Figures that belong to the machine they were measured on.
 OF_THE_MACHINE = ("peak_memory_mb", "load_ms", "energy_mj")
 
@@ -83,7 +86,7 @@ def _task_metric(results: Results, profile: ProfileResults, chosen: Variant, rul
         own = wilson(value, results.test_images)
         return Figure(value, "percent", own.low, own.high, by_interval=True)
     unit: Unit = "points" if share else "number"
-    reference = _reference(profile, chosen, rule)
+    reference = reference_of(profile, chosen, rule)
     if metric not in reference.metrics:
         raise _no_reference(chosen, rule)
     if is_headline and (drop := _paired(results, reference, chosen, rule.against is None)) is not None:
@@ -119,7 +122,7 @@ def _latency(profile: ProfileResults, chosen: Variant, rule: RuleFor) -> Figure 
     own = quantile_of(chosen.latency, quantile)
     if rule.bound == "max":
         return None if own is None else Figure(own.value, "ms", own.low, own.high, by_interval=True)
-    reference = _reference(profile, chosen, rule)
+    reference = reference_of(profile, chosen, rule)
     if reference.latency is None:
         raise _no_reference(chosen, rule)
     if quantile == "p50" and rule.against is None and chosen.speedup is not None:
@@ -134,7 +137,7 @@ def _latency(profile: ProfileResults, chosen: Variant, rule: RuleFor) -> Figure 
     return Figure(ratio.value, "x", ratio.low, ratio.high, by_interval=True)
 
 
-def _reference(profile: ProfileResults, chosen: Variant, rule: RuleFor) -> Variant:
+def reference_of(profile: ProfileResults, chosen: Variant, rule: RuleFor) -> Variant:
     """The variant that drop and speedup compare with: the first, or the one that the rule names."""
     if rule.against is None:
         reference = profile.variants[0]
@@ -233,3 +236,13 @@ def unit_of(rule: RuleFor) -> Unit:
         "parameters": "count", "macs": "count", "accuracy": "points" if rule.bound == "drop" else "percent",
     }  # fmt: skip
     return units.get(rule.metric, "number")
+
+
+def decided(low: float, high: float, limit: float, smaller_is_better: bool) -> Literal["pass", "fail", "inconclusive"]:
+    """Whether all between two ends, which may be one, is inside the limit, or all beyond it."""
+    if not smaller_is_better:
+        low, high, limit = -high, -low, -limit
+    slack = TOLERANCE * max(1.0, abs(limit))
+    if high <= limit + slack:
+        return "pass"
+    return "fail" if low > limit + slack else "inconclusive"

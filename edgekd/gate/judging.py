@@ -10,14 +10,12 @@ from typing import Literal
 from ..bench.compare import is_lower_better
 from ..bench.results import ProfileResults, Results, Variant
 from ..errors import Problem, RecipeError, UsageError, nearest
-from .figure import Baseline, Figure, figure_of, unit_of
+from .estimated import judge_estimate
+from .figure import TOLERANCE, Baseline, Figure, decided, figure_of, unit_of
 from .rules import OWN_METRICS, RuleFor
 from .verdict import Unit, Verdict, bare, text
 
 __all__ = ["judge"]
-
-#: A limit that is met exactly must not fail by the last bit of a float (0.92 - 0.91 > 0.01).
-TOLERANCE = 1e-9
 
 
 def judge(
@@ -53,7 +51,12 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
     if chosen is None:
         known = [v.name for v in profile.variants]
         raise UsageError(f"no variant {name!r} on {profile.profile}", where="gate", hint=nearest(str(name), known))
-    figure = figure_of(results, profile, chosen, rule, baseline) if _known_here(profile, rule) else None
+    here = _known_here(profile, rule)
+    if not here and rule.estimates:
+        told = judge_estimate(profile, chosen, rule, _there(profile.profile))
+        if told is not None:
+            return told
+    figure = figure_of(results, profile, chosen, rule, baseline) if here else None
     smaller_is_better = rule.bound in ("max", "drop", "regress")
     low = high = hint = None
     verdict: Literal["pass", "fail", "inconclusive"] = "inconclusive"
@@ -62,7 +65,7 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
         samples = chosen.latency.samples if chosen.latency else 0
         shown = f"not known: {samples} samples are too few for {rule.metric.partition('.')[2]}"
         hint = "raise rounds or block_s in the profile's [protocol]"
-        if not _known_here(profile, rule):
+        if not here:
             shown, hint = f"not known: {profile.elsewhere}", _there(profile.profile)
         elif rule.bound == "regress" and baseline is None:
             shown, hint = "not known: no baseline to compare with", "name one: edgekd gate RUN --baseline PATH"
@@ -97,6 +100,7 @@ def _judge(results: Results, rule: RuleFor, name: str | None, baseline: Baseline
         variant=chosen.name,
         rule=rule.name,
         verdict=verdict,
+        origin=chosen.origin,
         limit=rule.limit,
         allowed=f"{'≤' if smaller_is_better else '≥'} {limit_text}",
         found=figure.value if figure else None,
@@ -117,15 +121,9 @@ def _there(profile: str) -> str:
 
 
 def _decide(figure: Figure, limit: float, smaller_is_better: bool) -> Literal["pass", "fail", "inconclusive"]:
-    low, high = figure.value, figure.value
     if figure.by_interval and figure.low is not None and figure.high is not None:
-        low, high = figure.low, figure.high
-    if not smaller_is_better:
-        low, high, limit = -high, -low, -limit
-    slack = TOLERANCE * max(1.0, abs(limit))
-    if high <= limit + slack:
-        return "pass"
-    return "fail" if low > limit + slack else "inconclusive"
+        return decided(figure.low, figure.high, limit, smaller_is_better)
+    return decided(figure.value, figure.value, limit, smaller_is_better)
 
 
 def _mend(results: Results, profile: ProfileResults, chosen: Variant, rule: RuleFor, figure: Figure) -> str | None:

@@ -23,6 +23,8 @@ OWN_METRICS = {
     "peak_memory_mb": ("max", "regress"),
     "size_mb": ("max", "regress"),
 }
+#: The key by which a table allows what was not measured to decide.
+ESTIMATES = "estimates"
 LATENCY_BOUNDS = ("max", "speedup", "regress")
 TASK_BOUNDS = ("min", "max", "drop", "regress")
 #: What stands beside bounds: the stage that drop and speedup compare with, and whether accuracy's interval decides.
@@ -34,7 +36,8 @@ class RuleFor:
     """One limit on one profile: `metric` is `accuracy`, `latency.p50`, ...; `bound` max, min, drop, speedup, regress.
 
     `against` names the variant that drop and speedup compare with (None: the first, the teacher); `strict` asks the
-    bound of the whole interval of a metric whose figure alone would decide.
+    bound of the whole interval of a metric whose figure alone would decide; `estimates`: where the device is elsewhere,
+    an estimate of its latency may decide.
     """
 
     profile: str
@@ -43,6 +46,7 @@ class RuleFor:
     limit: float
     against: str | None = None
     strict: bool = False
+    estimates: bool = False
 
     @property
     def name(self) -> str:
@@ -70,21 +74,35 @@ def parse_rules(table: dict[str, Any], profiles: list[str], where: str = "gate")
     problems: list[Problem] = []
     general: Limits = {}
     own: dict[str, Limits] = {}
+    estimates = _estimates(table, where, problems)
+    allowed: dict[str, bool] = {}
     for key, value in table.items():
+        if key == ESTIMATES:
+            continue
         if key not in profiles:
             general.update(_limits(key, value, profiles, where, problems))
         elif not isinstance(value, dict):
             problems.append(Problem(f"{where}.{key}", f"must be a table of rules, got {value!r}"))
         else:
             own[key] = {}
+            allowed[key] = _estimates(value, f"{where}.{key}", problems, estimates)
             for metric, bounds in value.items():
-                own[key].update(_limits(metric, bounds, [], f"{where}.{key}", problems))
+                if metric != ESTIMATES:
+                    own[key].update(_limits(metric, bounds, [], f"{where}.{key}", problems))
     rules = [
-        RuleFor(profile, metric, bound, *limit)
+        RuleFor(profile, metric, bound, *limit, metric.startswith("latency.") and allowed.get(profile, estimates))
         for profile in profiles
         for (metric, bound), limit in {**general, **own.get(profile, {})}.items()
     ]
     return rules, problems
+
+
+def _estimates(table: dict[str, Any], where: str, problems: list[Problem], otherwise: bool = False) -> bool:
+    """Whether a table lets estimates decide."""
+    given = table.get(ESTIMATES, otherwise)
+    if not isinstance(given, bool):
+        problems.append(Problem(f"{where}.{ESTIMATES}", f"must be true or false, got {given!r}"))
+    return given is True
 
 
 def _limits(key: str, value: Any, profiles: list[str], where: str, problems: list[Problem]) -> Limits:
@@ -105,8 +123,8 @@ def _limits(key: str, value: Any, profiles: list[str], where: str, problems: lis
         return _bounds(key, value, OWN_METRICS[key], where, problems)
     # A task may call its metrics anything; only what cannot be one, or is one letter off ours, is refused here.
     nested = isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values())
-    if nested or difflib.get_close_matches(key, ["latency", *OWN_METRICS], n=1, cutoff=0.7):
-        known = ["latency", "accuracy", *OWN_METRICS, *profiles]
+    if nested or difflib.get_close_matches(key, ["latency", ESTIMATES, *OWN_METRICS], n=1, cutoff=0.7):
+        known = ["latency", "accuracy", ESTIMATES, *OWN_METRICS, *profiles]
         problems.append(
             Problem(place, "unknown key: neither a metric nor a profile of this recipe", nearest(key, known))
         )

@@ -40,6 +40,7 @@ class Verdict(BaseModel):
     variant: str
     rule: str = Field(description="for example `latency.p50 speedup`")
     verdict: Literal["pass", "fail", "inconclusive"]
+    origin: Literal["measured", "compiled", "estimated"] = Field("measured", description="of what was found")
     limit: float
     allowed: str = Field(description="the limit as shown: `≥ 4.00x`")
     found: float | None = Field(description="None where it is not known")

@@ -51,7 +51,9 @@ def render(results: Results, verdicts: Sequence[VerdictLike], format: Format) ->
 
 def as_json(results: Results, verdicts: Sequence[VerdictLike]) -> str:
     """`{schema_version, results, verdicts, files}`: results.json and gate.json, and which file is each profile's."""
-    keys = ("profile", "variant", "rule", "verdict", "limit", "allowed", "found", "low", "high", "shown", "hint")
+    keys = (
+        "profile", "variant", "rule", "verdict", "origin", "limit", "allowed", "found", "low", "high", "shown", "hint",
+    )  # fmt: skip
     table = {
         "schema_version": SCHEMA,
         "results": json.loads(results.model_dump_json()),

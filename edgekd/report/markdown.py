@@ -13,7 +13,8 @@ __all__ = ["markdown"]
 STATUS = {"pass": "✅ gate passes", "fail": "❌ gate fails", "inconclusive": "❔ gate inconclusive"}
 MARKS = {"pass": "✅ pass", "fail": "❌ **fail**", "inconclusive": "❔ inconclusive"}
 COLUMNS = (
-    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "speedup", "macs_ratio", "size", "layers", "scheme",
+    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "estimate", "speedup", "macs_ratio", "size",
+    "layers", "scheme",
 )  # fmt: skip
 #: What CI finds its own comment by.
 WORST = 10
@@ -57,6 +58,7 @@ def _profile(p: ProfileView, titled: bool) -> list[str]:
         rows.append([f"**{name}**" if row.final else name, *cells])
     parts += [f"> ⚠️ {escape(text)}" for text in p.warnings]
     parts.append(_table(header, rows, "l" + "r" * len(columns)))
+    parts += [escape(p.estimated)] if p.estimated else []
     parts += [f"Its file: {escape(p.file)}"] if p.file else []
     if p.verdicts:
         gate = [[MARKS[v.verdict], escape(v.rule), escape(v.allowed), escape(v.shown)] for v in p.verdicts]

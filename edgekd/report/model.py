@@ -23,6 +23,8 @@ class VerdictLike(Protocol):
     @property
     def profile(self) -> str: ...
     @property
+    def origin(self) -> str: ...
+    @property
     def variant(self) -> str: ...
     @property
     def rule(self) -> str: ...
@@ -90,6 +92,7 @@ class ProfileView:
 
     profile: str
     measured: str
+    estimated: str
     sentence: str
     file: str
     tiles: list[Tile]
@@ -169,6 +172,7 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
     return ProfileView(
         profile=profile.profile,
         measured=_measured(profile),
+        estimated=_estimated(profile),
         sentence=_sentence(variants, quality) if variants else "nothing was measured",
         file=_file(profile) if of_run and len(variants) > 1 else "",
         tiles=_tiles(variants, quality) if variants else [],
@@ -187,7 +191,7 @@ def _profile(profile: ProfileResults, quality: Quality, verdicts: list[VerdictLi
 
 def _measured(profile: ProfileResults) -> str:
     if profile.elsewhere is not None:
-        return f"not measured here: {profile.elsewhere}; accuracies are those of this machine"
+        return f"not measured here: {profile.elsewhere}; accuracies are measured on this machine"
     latencies = [v.latency for v in profile.variants if v.latency]
     parts = [profile.device, profile.runtime]
     if latencies:
@@ -196,6 +200,19 @@ def _measured(profile: ProfileResults) -> str:
         parts += [f"{profile.rounds} rounds interleaved"]
     origins = sorted({v.origin for v in profile.variants}) or ["measured"]
     return f"{' and '.join(origins)} on " + " · ".join(parts)
+
+
+def _estimated(profile: ProfileResults) -> str:
+    """What the estimates stand on; empty where there is none."""
+    found = [v.estimate for v in profile.variants if v.estimate is not None]
+    if not found:
+        return ""
+    networks = max((e.fitted.networks for e in found if e.fitted is not None), default=0)
+    if networks:
+        told = f"fitted to {networks} network{'s' * (networks > 1)} measured on that device, with their range"
+    else:
+        told = "a lower bound; networks take several times as long, as no kernel reaches the peak"
+    return f"estimated for {profile.device}, not measured: {told}. Datasheet: {found[0].source}"
 
 
 def _file(profile: ProfileResults) -> str:

@@ -49,6 +49,10 @@ def _of(v: Variant) -> dict[str, Any]:
         table |= {"mean_ms": latency.mean, "spread": latency.spread, "samples": latency.samples}
         table |= {"batch": latency.batch, "threads": latency.threads, "energy_mj": latency.energy_mj}
         table |= {f"{part}_ms": found for part, found in latency.parts.items()}
+    if (estimate := v.estimate) is not None:
+        table |= {"estimated_floor_ms": estimate.floor_ms, "estimated_roofline_ms": estimate.roofline_ms}
+        if (own := estimate.fitted) is not None:
+            table |= {"estimated_ms": own.ms, "estimated_ms_low": own.low_ms, "estimated_ms_high": own.high_ms}
     table |= {"speedup": v.speedup, "offline_images_per_s": v.offline}
     table |= {f"images_per_s.batch{size}": rate for size, rate in v.throughput.items()}
     table |= {key: getattr(v, key) for key in ("size_mb", "parameters", "macs", "peak_memory_mb", "load_ms")}

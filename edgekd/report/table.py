@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..bench.results import Interval, ProfileResults, Variant
+from ..bench.results import Estimate, Interval, ProfileResults, Variant
 from . import figures as f
 
 __all__ = [
@@ -37,6 +37,7 @@ COLUMNS: list[Group] = [
             ("p99", "p99", "ms"),
             ("compute", "compute", "ms"),
             ("transfers", "transfers", "ms"),
+            ("estimate", "estimated", "ms"),
             ("speedup", "latency ×", ""),
             ("macs_ratio", "MACs ×", ""),
             ("throughput", "img/s", ""),
@@ -147,6 +148,7 @@ def _row(v: Variant, first: Variant, quality: Quality, *, final: bool, foreign: 
         if latency and latency.p99 is None
         else _known(latency.p99 if latency else None, f.ms),
         **{part: _known(latency.parts.get(part) if latency else None, f.ms) for part in ("compute", "transfers")},
+        "estimate": _estimated(v.estimate),
         "speedup": interval_cell(v.speedup, f.times) if v is not first else Cell(f.times(1) if latency else f.NONE),
         "macs_ratio": _cell(ratio(first.macs, v.macs), f.times),
         "throughput": Cell(f.significant(best[1].value, 4), f"batch {best[0]}") if best else Cell(f.NONE),
@@ -165,6 +167,18 @@ def _row(v: Variant, first: Variant, quality: Quality, *, final: bool, foreign: 
 
 def _cell(value: float | None, text: Callable[[float], str]) -> Cell:
     return Cell(f.NONE) if value is None or not math.isfinite(value) else Cell(text(value))
+
+
+def _estimated(estimate: Estimate | None) -> Cell:
+    """What was fitted to the device's own results with its interval, or else the lower bound."""
+    if estimate is None:
+        return Cell(f.NONE)
+    own = estimate.fitted
+    if own is None:
+        return Cell(f"≥ {f.ms(estimate.floor_ms)}", "lower bound")
+    if own.high_ms is None:
+        return Cell(f.ms(own.ms), "range unknown")
+    return Cell(f.ms(own.ms), f"[{f.ms(own.low_ms)},{f.NBSP}{f.ms(own.high_ms)}]")
 
 
 def _known(interval: Interval | None, text: Callable[[float], str]) -> Cell:

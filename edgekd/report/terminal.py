@@ -7,7 +7,8 @@ from .model import Page, ProfileView
 __all__ = ["terminal"]
 
 COLUMNS = (
-    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "speedup", "macs_ratio", "size", "layers", "scheme",
+    "quality", "drop", "p50", "p95", "p99", "compute", "transfers", "estimate", "speedup", "macs_ratio", "size",
+    "layers", "scheme",
 )  # fmt: skip
 
 
@@ -30,4 +31,5 @@ def _profile(p: ProfileView) -> str:
         for cells in table
     ]
     file = [f"its file: {p.file}"] if p.file else []
-    return "\n".join([f"{p.profile} · {p.measured}", *lines, p.sentence, *file])
+    estimated = [p.estimated] if p.estimated else []
+    return "\n".join([f"{p.profile} · {p.measured}", *lines, *estimated, p.sentence, *file])
