@@ -4,5 +4,25 @@ from __future__ import annotations
 
 from .compiler import TARGETS, Compiled, Refusal, compile_onnx, compiler_installed, nearest_target
 from .dla import dla_problems
+from .files import TrtFile, write_files
+from .half import in_half
+from .plain import without_integers
+from .verification import MatrixLayer, Verification
+from .verify import verify
 
-__all__ = ["TARGETS", "Compiled", "Refusal", "compile_onnx", "compiler_installed", "dla_problems", "nearest_target"]
+__all__ = [
+    "TARGETS",
+    "Compiled",
+    "MatrixLayer",
+    "Refusal",
+    "TrtFile",
+    "Verification",
+    "compile_onnx",
+    "compiler_installed",
+    "dla_problems",
+    "in_half",
+    "nearest_target",
+    "verify",
+    "without_integers",
+    "write_files",
+]
