@@ -14,7 +14,7 @@ from .artifact import MANIFEST, Artifact
 from .bench import disturbances, environment
 from .errors import UsageError, nearest
 from .explain import Explanation, explain_file, explanation_text, plan_text, precision_text
-from .profile import Profile, load_profile, profile_names
+from .profile import Profile, load_profile, profile_names, profile_toml
 from .recipe import Recipe, load_recipe
 from .registry import KINDS, names, parameters, resolve, summary
 from .runtimes import open_session, probe
@@ -70,8 +70,8 @@ def describe(
     if name in profile_names() or (path.suffix == ".toml" and path.is_file()):
         if path.is_file() and _holds_stages(path):
             raise UsageError(f"{name} is a recipe, not a profile", where="show", hint=f"edgekd check {name}")
-        table = load_profile(name, "show").model_dump(mode="json")
-        return {"profile": table, "text": "\n".join(f"{key} = {value}" for key, value in table.items())}
+        found = load_profile(name, "show")
+        return {"profile": found.model_dump(mode="json"), "text": profile_toml(found)}
     known: list[str] = profile_names()
     for kind in KINDS:
         known += names(kind)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import tomllib
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ __all__ = [
     "Profile",
     "Protocol",
     "TensorRT",
+    "examined",
     "load_profile",
     "lowest_opset",
     "profile_names",
@@ -89,23 +92,46 @@ def profile_names() -> list[str]:
 
 def load_profile(name: str, where: str = "profiles") -> Profile:
     """A profile by shipped name or path; `extends = "other"` starts from another one. Raises UsageError."""
+    profile, problems = examined(name, where)
+    if problems or profile is None:
+        raise RecipeError(problems)
+    return profile
+
+
+def examined(name: str, where: str = "profiles") -> tuple[Profile | None, list[Problem]]:
+    """A profile, and everything that is wrong with it; where keys are, it is the profile without them, or None.
+
+    Raises UsageError where there is no file, or no TOML in it.
+    """
     table = _table(name, where, ())
+    profile, found = None, []
     try:
         profile = Profile.model_validate(table)
-        found = list(_contradictions(profile))
     except ValidationError as error:
         found = validation_problems(error, "", Profile)
-    if found:
-        raise RecipeError([Problem(f"profile {name}: {p.where}", p.what, p.hint) for p in found])
-    return profile
+        with contextlib.suppress(ValidationError):
+            profile = Profile.model_validate(_without(table, error))
+    found += _contradictions(profile) if profile is not None else []
+    return profile, [Problem(f"profile {name}: {p.where}", p.what, p.hint) for p in found]
 
 
 def profile_toml(profile: Profile) -> str:
     """A profile as TOML, without what it leaves open: what `load_profile` reads back to an equal profile."""
     table = profile.model_dump(mode="json", exclude_none=True)
-    tables = {key: table.pop(key) for key in ("tensorrt", "datasheet", "protocol", "budgets") if table.get(key)}
-    blocks = [pairs(table), *(f"[{key}]\n{pairs(value)}" for key, value in tables.items())]
+    tables = {key: table.pop(key) for key in ("tensorrt", "datasheet", "protocol", "budgets") if key in table}
+    blocks = [pairs(table), *(f"[{key}]\n{pairs(value)}" for key, value in tables.items() if value)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _without(table: dict[str, Any], error: ValidationError) -> dict[str, Any]:
+    """A copy without the keys that are wrong, so that the others can be looked at together."""
+    rest = deepcopy(table)
+    for e in error.errors():
+        current, path = rest, list[Any](e["loc"])
+        while len(path) > 1 and isinstance(current.get(path[0]), dict):
+            current = current[path.pop(0)]
+        current.pop(path[0], None)
+    return rest
 
 
 def _contradictions(profile: Profile) -> Iterator[Problem]:
@@ -120,9 +146,8 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
             beside = f" ({' or '.join(jetpack.also)} may be installed on it)" if jetpack.also else ""
             what = f"JetPack {jetpack.version} has TensorRT {jetpack.tensorrt}{beside}, got {tensorrt.version}"
             other = of_tensorrt(tensorrt.version, board)
-            yield Problem(
-                "tensorrt.version", what, other and f"TensorRT {tensorrt.version} is in JetPack {other.version}"
-            )
+            hint = f"TensorRT {tensorrt.version} goes with JetPack {other.version}" if other is not None else None
+            yield Problem("tensorrt.version", what, hint)
         if board is not None and board not in jetpack.boards:
             known = " and ".join(jetpack.boards)
             what = f"JetPack {jetpack.version} is for boards of compute capability {known}, got {board}"

@@ -31,6 +31,24 @@ def test_a_profile_extends_another_and_merges_its_protocol(tmp_path: Path) -> No
     assert (other.name, other.threads, other.protocol.rounds, other.protocol.block_s) == ("other", 3, 5, 0.5)
 
 
+def test_every_table_is_merged_by_key_and_lists_are_not(tmp_path: Path) -> None:
+    base = load_profile("jetson-agx-orin-64gb")
+    file = tmp_path / "board.toml"
+    file.write_text(
+        'extends = "jetson-agx-orin-64gb"\nprecisions = ["fp16"]\n'
+        "[tensorrt]\nworkspace_mb = 512\n[datasheet]\nbandwidth_gb_s = 100.0\n[budgets]\nsize_mb = { max = 1.0 }\n"
+    )
+    board = load_profile(str(file))
+    assert base.tensorrt is not None
+    assert base.datasheet is not None
+    assert board.tensorrt == base.tensorrt.model_copy(update={"workspace_mb": 512})
+    assert board.datasheet == base.datasheet.model_copy(update={"bandwidth_gb_s": 100.0})
+    assert (board.precisions, board.budgets) == (["fp16"], {"size_mb": {"max": 1.0}})
+    second = tmp_path / "second.toml"
+    second.write_text(f'extends = "{file}"\n[budgets]\nload_ms = {{ max = 9.0 }}\n')
+    assert load_profile(str(second)).budgets == {"size_mb": {"max": 1.0}, "load_ms": {"max": 9.0}}
+
+
 def test_a_profile_of_ones_own_needs_a_description_only(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('description = "mine"\n')
@@ -94,6 +112,60 @@ def test_all_that_is_wrong_with_the_fields_is_told_at_once(tmp_path: Path) -> No
     assert found["threds"].hint == "did you mean 'threads'?"
     assert found["protocol.warmup"].hint == "did you mean 'warmup_s'?"
     assert "'cpu', 'gpu' or 'jetson', got 'fpga'" in found["device"].what
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "what", "hint"),
+    [
+        (
+            'version = "8.6"',
+            "tensorrt.version",
+            "JetPack 6.2 has TensorRT 10.3.0 (10.6 or 10.7 may be installed on it), got 8.6",
+            "TensorRT 8.6 goes with JetPack 6.0",
+        ),
+        (
+            'jetpack = "6.0"',
+            "tensorrt.version",
+            "JetPack 6.0 has TensorRT 8.6.2, got 10.3",
+            "TensorRT 10.3 goes with JetPack 6.2.3",
+        ),
+        (
+            'jetpack = "7.1"\nversion = "10.13"',
+            "tensorrt.jetpack",
+            "JetPack 7.1 is for boards of compute capability 11.0, got 8.7",
+            "for 8.7: 5.1, 5.1.1, 5.1.2, 5.1.3, 5.1.4, 5.1.5, 6.0, 6.1, 6.2, 6.2.1, 6.2.2, 6.2.3, 7.2, 7.2.1, 7.2.2",
+        ),
+        (
+            "dla = 2",
+            "tensorrt.dla",
+            "no such accelerator: the device has 2, counted from 0, got 2",
+            "leave it out to build for the GPU",
+        ),
+    ],
+)
+def test_what_cannot_be_together(lines: str, key: str, what: str, hint: str, tmp_path: Path) -> None:
+    file = tmp_path / "board.toml"
+    file.write_text(f'extends = "jetson-agx-orin-64gb"\n[tensorrt]\n{lines}\n')
+    (problem,) = fails(str(file)).problems
+    assert (problem.where, problem.what, problem.hint) == (f"profile {file}: {key}", what, hint)
+
+
+@pytest.mark.parametrize(
+    "lines", ['version = "10.7"', 'version = "10.3.0"', 'jetpack = "6.9"\nversion = "9.9"', "dla = 1"]
+)
+def test_what_can_be_together(lines: str, tmp_path: Path) -> None:
+    file = tmp_path / "board.toml"
+    file.write_text(f'extends = "jetson-agx-orin-64gb"\n[tensorrt]\n{lines}\n')
+    assert load_profile(str(file)).tensorrt is not None
+
+
+def test_contradictions_are_told_beside_wrong_keys(tmp_path: Path) -> None:
+    file = tmp_path / "board.toml"
+    file.write_text('extends = "jetson-agx-orin-64gb"\naffinity = ["a"]\n[tensorrt]\nversion = "8.6"\ndla = 2\n')
+    keys = [p.where.removeprefix(f"profile {file}: ") for p in fails(str(file)).problems]
+    assert keys == ["affinity[0]", "tensorrt.version", "tensorrt.dla"]
+    file.write_text('extends = "jetson-agx-orin-64gb"\n[tensorrt]\nversion = "eleven"\n')  # nothing to compare with
+    assert [p.where for p in fails(str(file)).problems] == [f"profile {file}: tensorrt.version"]
 
 
 def test_a_protocol_that_is_no_table(tmp_path: Path) -> None:

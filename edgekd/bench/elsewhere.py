@@ -63,7 +63,7 @@ def _other_gpu(profile: Profile, environment: dict[str, Any]) -> str | None:
     if profile.device == "gpu" and not cards:
         return f"{profile.name} is a GPU, this machine has none that nvidia-smi shows"
     # The first is the one that is used: others want CUDA_VISIBLE_DEVICES, which nvidia-smi does not follow.
-    name = str(cards[0]["name"]) if cards else str(environment.get("board"))
+    name = str(cards[0]["name"]) if cards else str(environment.get("board") or "the board")
     capability = environment.get("compute_capability") or (cards[0].get("compute_capability") if cards else None)
     if None not in (profile.compute_capability, capability) and capability != profile.compute_capability:
         return f"{profile.name} has compute capability {profile.compute_capability}, {name} here has {capability}"

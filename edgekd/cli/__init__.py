@@ -12,7 +12,7 @@ import typer
 
 from .. import ranks
 from ..errors import EdgekdError
-from . import chain, compress, devices, estimate, measure, profiles, report, search, sensitivity, show, students
+from . import chain, compress, devices, estimate, measure, profiles, report, search, sensitivity, show, students, verify
 from .app import app
 
 __all__ = ["app", "main"]
@@ -28,6 +28,7 @@ COMMANDS = (
     sensitivity,
     measure,
     estimate,
+    verify,
     devices,
     profiles,
     report,

@@ -15,9 +15,11 @@ BOARD_OF_11 = "Jetson AGX Orin"
 def dla_problems(profile: Profile, *, precision: str, dynamic_batch: bool) -> list[Problem]:
     """Everything that keeps a file of this precision from a DLA of the profile's device; empty: nothing does.
 
-    fp16 with static shapes only. A DLA computes int8 too, but from ranges that a calibrator sets ("DLA does not support
-    Explicit Quantization"), and edgekd's int8 files say theirs with Q/DQ. Where there is none at all: TensorRT 10.8 to
-    11.3. Sources: NVIDIA, "Working with DLA" and "DLA Supported Layers and Restrictions" (TensorRT 11.4.1).
+    fp16 with static shapes only. Up to TensorRT 10.7 a DLA computes int8 too, but from ranges that a calibrator sets,
+    and edgekd's int8 files say theirs with Q/DQ; in 11.4 types come from the file, and NVIDIA's way there is fp16.
+    TensorRT 10.8 to 11.3 has no DLA at all. Sources: NVIDIA, "TensorRT Developer Guide", "Working with DLA" (no
+    explicit quantization); of TensorRT 11.4.1 "Working with DLA", "Strongly Typed Networks for DLA" and "DLA Supported
+    Layers and Restrictions" (dynamic dimensions).
     """
     where = f"profile {profile.name}"
     tensorrt = profile.tensorrt
@@ -31,7 +33,8 @@ def dla_problems(profile: Profile, *, precision: str, dynamic_batch: bool) -> li
         hint = f"TensorRT up to 10.7 (JetPack 5 and 6), 11.4.1 with JetPack 7.2.2 on {BOARD_OF_11}, or the GPU"
         found.append(Problem(f"{where}: tensorrt.version", why, hint))
     if precision != "fp16":
-        beside = ": its int8 wants a calibrator, not the Q/DQ of our files" if precision == "int8" else ""
+        calibrated = precision == "int8" and not tensorrt.strongly_typed
+        beside = ": its int8 wants a calibrator, not the Q/DQ of our files" if calibrated else ""
         found.append(Problem(f"{where}: tensorrt.dla", f"the DLA takes fp16 only{beside}, got {precision}", "use fp16"))
     if dynamic_batch:
         hint = "dynamic_batch = false in the stage export"

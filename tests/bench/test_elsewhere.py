@@ -59,6 +59,70 @@ def test_a_runtime_that_is_not_there() -> None:
     assert not_here(profile, ZEN3, list) is None  # a runtime of somebody else's: opening a file will tell
 
 
+H100 = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}
+RTX, L40 = (
+    {"name": "NVIDIA GeForce RTX 4090", "compute_capability": "8.9"},
+    {"name": "NVIDIA L40", "compute_capability": "8.9"},
+)
+LAPTOP = {"name": "NVIDIA GeForce RTX 4090 Laptop GPU", "compute_capability": "8.9"}
+OLD_DRIVER = {"name": "Tesla T4", "compute_capability": None}
+ORIN = machine("aarch64", "asimd", "asimddp") | {
+    "jetson": "R36 (release), REVISION: 4.7, GCID: 42132812, BOARD: generic, EABI: aarch64",
+    "board": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+    "compute_capability": "8.7",
+    "power_mode": "MAXN_SUPER",
+}
+
+
+@pytest.mark.parametrize(
+    ("profile", "here", "why"),
+    [
+        ("gpu-h100", {**XEON, "gpus": [H100]}, None),
+        ("gpu-h100", XEON, "gpu-h100 is a GPU, this machine has none that nvidia-smi shows"),
+        (
+            "gpu-t4",
+            {**XEON, "gpus": [H100]},
+            "gpu-t4 has compute capability 7.5, NVIDIA H100 80GB HBM3 here has 9.0",
+        ),
+        ("gpu-rtx", {**XEON, "gpus": [RTX]}, None),
+        ("gpu-l4", {**XEON, "gpus": [RTX]}, "gpu-l4 is an NVIDIA L4, this machine has NVIDIA GeForce RTX 4090"),
+        ("gpu-l4", {**XEON, "gpus": [L40]}, "gpu-l4 is an NVIDIA L4, this machine has NVIDIA L40"),
+        (
+            "gpu-rtx",
+            {**XEON, "gpus": [LAPTOP]},
+            "gpu-rtx is an NVIDIA RTX 4090, this machine has NVIDIA GeForce RTX 4090 Laptop GPU",
+        ),
+        ("gpu-t4", {**XEON, "gpus": [OLD_DRIVER]}, None),
+        ("gpu-l4", {**XEON, "gpus": [OLD_DRIVER]}, "gpu-l4 is an NVIDIA L4, this machine has Tesla T4"),
+        ("jetson-orin-nano-8gb-super", ORIN, None),
+        ("jetson-orin-nano-8gb-super", XEON, "jetson-orin-nano-8gb-super is aarch64, this machine is x86-64"),
+        ("jetson-orin-nano-8gb-super", PI, "jetson-orin-nano-8gb-super is a Jetson, this machine is none"),
+        (
+            "jetson-orin-nano-8gb",
+            ORIN,
+            "jetson-orin-nano-8gb is in power mode 15W, this board in MAXN_SUPER: see `sudo nvpmodel -p`",
+        ),
+        (
+            "jetson-agx-orin-64gb",
+            ORIN,
+            "jetson-agx-orin-64gb is a Jetson AGX Orin, this machine is "
+            "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        ),
+        ("gpu-h100", ORIN, "gpu-h100 is a GPU, this machine has none that nvidia-smi shows"),
+        ("cpu-arm64", ORIN, None),
+    ],
+)
+def test_another_gpu_or_jetson_is_not_the_device(profile: str, here: dict[str, Any], why: str | None) -> None:
+    installed = [RuntimeStatus(name="tensorrt", available=True)]
+    assert not_here(load_profile(profile), here, lambda: installed) == why
+
+
+def test_a_jetson_of_another_chip_that_has_no_name() -> None:
+    thor = {**ORIN, "board": "", "compute_capability": "11.0"}
+    expected = "jetson-orin-nano-8gb-super has compute capability 8.7, the board here has 11.0"
+    assert not_here(load_profile("jetson-orin-nano-8gb-super"), thor, list) == expected
+
+
 def test_a_profile_of_ones_own_may_leave_its_device_open() -> None:
     profile = load_profile("cpu-x86").model_copy(update={"architecture": None})
     assert not_here(profile, PI) is None
