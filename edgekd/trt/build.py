@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..bench.cache import cache_directory
 from ..errors import EdgekdError, MissingExtra, StageError, UsageError
@@ -17,20 +17,10 @@ from ..runtimes.engine_file import EngineMetadata, Here, sidecar_of, write_engin
 from ..runtimes.tensorrt import here, load_tensorrt
 from .answers import Agreement, agreement, outputs_of
 from .dla import dla_problems
+from .files import TrtFile
 from .network import configured, parsed, precision_flags, ranges, serialized, with_profile
 
 __all__ = ["Engine", "batches_of", "build_engines", "check_machine", "keeping", "timing_cache"]
-
-
-class Buildable(Protocol):
-    """An ONNX file for TensorRT: see `write_files`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def strongly_typed(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +34,7 @@ class Engine:
 
 
 def build_engines(
-    files: Sequence[Buildable],
+    files: Sequence[TrtFile],
     profile: Profile,
     directory: Path,
     inputs: Feed,
@@ -69,7 +59,7 @@ def build_engines(
     return made
 
 
-def _wanted(profile: Profile, files: Sequence[Buildable]) -> TensorRT:
+def _wanted(profile: Profile, files: Sequence[TrtFile]) -> TensorRT:
     if profile.tensorrt is None:
         hint = 'runtime = "tensorrt" and a table [tensorrt] with its version'
         raise UsageError("says nothing of TensorRT", where=f"profile {profile.name}", hint=hint)
@@ -113,7 +103,7 @@ def timing_cache(machine: Here) -> Path:
 
 
 def _built(
-    trt: Any, file: Buildable, profile: Profile, wanted: TensorRT, machine: Here, directory: Path, inputs: Feed
+    trt: Any, file: TrtFile, profile: Profile, wanted: TensorRT, machine: Here, directory: Path, inputs: Feed
 ) -> Engine:
     cache = timing_cache(machine)
     network = parsed(trt, file.path, strongly_typed=file.strongly_typed)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -16,6 +14,7 @@ from edgekd.profile import Profile
 from edgekd.runtimes import open_session
 from edgekd.runtimes.engine_file import BatchRange, write_engine
 from edgekd.trt.build import build_engines
+from edgekd.trt.files import TrtFile
 
 without_tensorrt = pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is here")
 KNOWN = {
@@ -29,16 +28,10 @@ KNOWN = {
 }
 
 
-@dataclass
-class File:
-    name: str
-    path: Path
-    strongly_typed: bool = False
-
-
 @pytest.fixture
 def files(tmp_path):
-    return [File(name, tiny_onnx.linear_classifier(tmp_path / f"model.{name}.onnx")[0]) for name in ("int8", "fp16")]
+    paths = {name: tiny_onnx.linear_classifier(tmp_path / f"model.{name}.onnx")[0] for name in ("int8", "fp16")}
+    return [TrtFile(name, path, 18, False, {}) for name, path in paths.items()]
 
 
 @pytest.fixture
