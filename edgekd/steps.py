@@ -12,7 +12,7 @@ from .artifact import FORMAT, MANIFEST, Artifact, ModelSpec, digest, file_sha256
 from .data import Dataset
 from .drafts import collect
 from .errors import Problem, RecipeError, UsageError, nearest
-from .forks import Branch, branch_of, branches, ending_of, fork_problems
+from .forks import Branch, branch_of, branches, ending_of, fork_problems, made_for
 from .profile import Profile
 from .recipe import Component, Recipe
 from .registry import source_digests
@@ -152,6 +152,12 @@ class _Building:
         if isinstance(found, Artifact):
             return "model.onnx" in found.manifest.files
         return any(step.name == found and getattr(step.stage, "backend", "edgekd") != "edgekd" for step in self.steps)
+
+    def scheme(self, found: str | Artifact | None) -> str | None:
+        """What it is quantized by; None where it is float or not known."""
+        if isinstance(found, Artifact):
+            return made_for(found)
+        return next((s.config["scheme"] for s in self.steps if s.name == found and s.stage.kind == "quantize"), None)
 
     def key(self, found: str | Artifact) -> str:
         return self.keys[found] if isinstance(found, str) else found.key
@@ -296,7 +302,8 @@ def _checked(
         return []  # follows from what was said about them
     there = [expert for expert in experts if expert is not None]
     source = parents.get("source")
-    context = Context(recipe, data, profiles, there, made.spec(source), where, known, made.finished(source), done)
+    kept = (made.finished(source), made.scheme(source))
+    context = Context(recipe, data, profiles, there, made.spec(source), where, known, *kept, done)
     spec, found = stage.check(context)
     problems += found
     if spec is None or any(p.where.startswith((f"{where}.model", f"{where}.students")) for p in found):

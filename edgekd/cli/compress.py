@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,9 @@ from .app import (
     print_text,
 )
 from .chain import run_recipe
+
+if TYPE_CHECKING:
+    from ..artifact import Artifact
 
 
 @app.command()
@@ -98,16 +102,47 @@ def export(
     model: ModelOption = None,
     weights: WeightsOption = None,
     data: DataOption = None,
-    target: Annotated[list[str], typer.Option(help="onnx.")] = ["onnx"],
+    target: Annotated[list[str], typer.Option(help="onnx; trt (default where a profile runs TensorRT).")] = [],
+    profile: Annotated[str | None, typer.Option(help="The device's profile, instead of the recipe's.")] = None,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not ask TensorRT about the files.")
+    ] = False,
+    build: Annotated[bool, typer.Option("--build", help="Build TensorRT engines, on the device itself.")] = False,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Where the bundle for the device goes (default: into the run).")
+    ] = None,
     overrides: SetOption = [],
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the file that a runtime loads, and compare it with the network on real images.
 
-    Example: edgekd export runs/demo:quantize --target onnx --set input=uint8
+    For TensorRT: int8, fp16 and fp32 files, verified without a GPU (exit 3 where a layer that should be int8 is not),
+    and a bundle that builds and measures them on the device.
+
+    Example: edgekd export runs/demo:quantize --target trt --profile jetson-orin-nano-8gb
     """
-    _single("export", source, model, weights, data, [f"targets={json.dumps(target)}", *overrides], out, as_json)
+    asked = [f"targets={json.dumps(target)}"] if target else []
+    if profile is not None:
+        asked.append(f"profiles={json.dumps([profile])}")
+    for_tensorrt = build or bundle is not None
+    if for_tensorrt and target and "trt" not in target:
+        raise UsageError("--build and --bundle are for TensorRT", where="--target", hint="--target trt")
+    if profile is not None and ("trt" in target or for_tensorrt):
+        from ..exporting import profile_with_tensorrt
+
+        profile_with_tensorrt(profile)
+    made = _run("export", source, model, weights, data, [*asked, *overrides], out)
+    delivered = []
+    for artifact in made:
+        if artifact.manifest.metrics.get("tensorrt"):
+            from ..exporting import deliver
+
+            delivered.append(
+                deliver(artifact, profile=profile, data=data, verified=not no_verify, build=build, bundle=bundle)
+            )
+    _show(made, as_json, {str(d.artifact.path): d.document for d in delivered})
+    raise typer.Exit(0 if all(d.ok for d in delivered) else 3)
 
 
 def _single(
@@ -120,13 +155,32 @@ def _single(
     out: Path | None,
     as_json: bool,
 ) -> None:
+    _show(_run(stage, source, model, weights, data, overrides, out), as_json, {})
+
+
+def _run(
+    stage: str,
+    source: str | None,
+    model: str | None,
+    weights: Path | None,
+    data: str | None,
+    overrides: list[str],
+    out: Path | None,
+) -> list[Artifact]:
     from ..screen import watching
     from ..single import run_single
 
     with watching(False) as emit:
-        made = run_single(stage, source, model, weights, data, overrides, out, emit)
+        return run_single(stage, source, model, weights, data, overrides, out, emit)
+
+
+def _show(made: Sequence[Artifact], as_json: bool, more: dict[str, dict[str, Any]]) -> None:
+    """Paths, or one document with the manifests and `more` of each path."""
     if as_json:
-        rows = [{"path": str(a.path), "manifest": a.manifest.model_dump(mode="json")} for a in made]
+        rows = [
+            {"path": str(a.path), "manifest": a.manifest.model_dump(mode="json"), **more.get(str(a.path), {})}
+            for a in made
+        ]
         print_json(rows[0] if len(rows) == 1 else {"artifacts": rows})
     else:
         print_text("\n".join(str(a.path) for a in made))

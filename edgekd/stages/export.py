@@ -10,14 +10,16 @@ from typing import Any, ClassVar, Literal
 
 import onnx
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from torch import nn
 
 from .. import quant
 from ..artifact import Artifact, ModelSpec, TensorInfo, finish, writing
 from ..bench import environment
-from ..data import Dataset
+from ..data import Dataset, Split
 from ..errors import Problem, StageError
+from ..onnx_edit import opset_of
 from ..onnx_file import compare, export_onnx, optimised_layers
 from ..profile import Profile, lowest_opset
 from ..quant import scheme_named
@@ -26,6 +28,7 @@ from ..runtimes import open_session
 from .backends import FILE, export_problems
 from .saturating import SEVEN_BITS, saturation
 from .teaching import Context, Teaching, load_network
+from .tensorrt import OPSET, builders, tensorrt_problems, write_tensorrt
 from .workspace import Workspace, load_prepared
 
 __all__ = ["Export", "write_onnx"]
@@ -33,6 +36,8 @@ __all__ = ["Export", "write_onnx"]
 #: Float networks may differ by rounding only; int8 ones by a quantization step at a near-tie.
 FLOAT_TOLERANCE = 1e-3
 AGREEMENT = 0.995
+#: Images that files for TensorRT are compared on.
+COMPARED = 64
 
 
 @register("stages", "export")
@@ -43,23 +48,32 @@ class Export(BaseModel):
     kind: ClassVar[str] = "export"
     follows: ClassVar[tuple[str, ...]] = ("teacher", "distill", "prune", "quantize", "fuse", "average")
 
-    targets: list[Literal["onnx"]] = Field(default=["onnx"], min_length=1)
+    targets: list[Literal["onnx", "trt"]] | None = Field(
+        None,
+        min_length=1,
+        description="trt: files for TensorRT beside it; default: onnx, and trt if a profile runs it",
+    )
     opset: int | None = Field(None, ge=17, description="default: the profile's")
     input: Literal["float32", "uint8"] = Field("float32", description="uint8 bakes the normalisation into the graph")
     dynamic_batch: bool = True
     after: str | None = Field(None, description="the stage to go on from; default: the one before")
+    _profiles: Sequence[Profile] = PrivateAttr(())
 
     def check(self, context: Context) -> tuple[ModelSpec | None, list[Problem]]:
-        """What a file that is written already cannot become."""
-        return context.source, list(export_problems(self, context))
+        """What a file that is written already cannot become, and what TensorRT refuses."""
+        return context.source, [*export_problems(self, context), *tensorrt_problems(self, context)]
 
     def inputs(self) -> dict[str, str]:
-        """None beside data and parents."""
-        return {}
+        """The versions of TensorRT, where there are files for it."""
+        return {"tensorrt": builders(self._profiles)} if "trt" in (self.targets or []) else {}
 
     def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Export:
-        """The opset from the profiles."""
-        return self.model_copy(update={"opset": self.opset or lowest_opset(profiles)})
+        """Opset and targets from the profiles."""
+        runs = any(p.runtime == "tensorrt" for p in profiles)
+        targets = self.targets or (["onnx", "trt"] if runs else ["onnx"])
+        stage = self.model_copy(update={"opset": self.opset or lowest_opset(profiles), "targets": targets})
+        stage._profiles = tuple(profiles)
+        return stage
 
     def run(self, workspace: Workspace) -> Artifact:
         """Export, check, compare; a mismatch fails the stage."""
@@ -76,6 +90,8 @@ class Export(BaseModel):
             if found.get("opset", 0) > (self.opset or 18):
                 what = f"{source.path} holds a file of ONNX opset {found['opset']}, wanted is {self.opset} at most"
                 raise StageError(what, where="export.opset", hint="quantize again for the profile that wants it")
+            if "trt" in (self.targets or []):
+                found["tensorrt"] = self._for_tensorrt(source, directory, workspace)
             manifest = workspace.manifest(source.manifest.model, metrics={**source.manifest.metrics, **found})
             batch: str | int = "batch" if self.dynamic_batch else 1
             manifest = manifest.model_copy(
@@ -87,6 +103,17 @@ class Export(BaseModel):
             )
             finish(directory, manifest)
         return Artifact.open(workspace.destination)
+
+    def _for_tensorrt(self, source: Artifact, directory: Path, workspace: Workspace) -> dict[str, Any]:
+        file, data = directory / "model.onnx", workspace.data
+        if opset_of(onnx.load(file)) > OPSET:  # older forms cannot be made of it
+            file = directory / ".older.onnx"
+            form: dict[str, Any] = {"input": self.input, "dynamic_batch": self.dynamic_batch}
+            write_onnx(source, file, data, opset=OPSET, **form)
+        images = as_fed(_pool(data).images[:COMPARED], data, self.input)
+        found = write_tensorrt(file, directory, workspace.profiles, images)
+        (directory / ".older.onnx").unlink(missing_ok=True)
+        return found
 
 
 def exportable(artifact: Artifact) -> nn.Module:
@@ -113,7 +140,7 @@ def write_onnx(
     """
     if FILE in artifact.manifest.files:  # a backend's: compared with its network when it was made
         shutil.copyfile(artifact.file(FILE), path)
-        return {"layers": optimised_layers(path), "opset": _opset(path)}
+        return {"layers": optimised_layers(path), "opset": opset_of(onnx.load(path))}
     network = exportable(artifact)
     export_onnx(
         network,
@@ -125,7 +152,7 @@ def write_onnx(
         input=input,
         dynamic_batch=dynamic_batch,
     )
-    pool = data.validation if len(data.validation) else data.train
+    pool = _pool(data)
     with contextlib.closing(open_session(path)) as session:
         found = compare(path, network, normalised(pool.images[:images], data), session.run)
     quantized = artifact.manifest.quantization is not None
@@ -143,9 +170,8 @@ def write_onnx(
     return {**found, "layers": optimised_layers(path)}
 
 
-def _opset(file: Path) -> int:
-    model = onnx.load(file, load_external_data=False)
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+def _pool(data: Dataset) -> Split:
+    return data.validation if len(data.validation) else data.train
 
 
 def _why_different(artifact: Artifact) -> str:
@@ -162,3 +188,10 @@ def normalised(images: torch.Tensor, data: Dataset) -> torch.Tensor:
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
     return (scaled - mean) / std
+
+
+def as_fed(images: torch.Tensor, data: Dataset, input: str) -> NDArray[Any]:
+    """Raw images (uint8, or float in [0, 1]) [N, C, H, W] as a file takes them: bytes, or float32 normalised."""
+    if input == "float32":
+        return normalised(images, data).contiguous().numpy()
+    return (images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)).contiguous().numpy()

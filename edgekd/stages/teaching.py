@@ -91,6 +91,7 @@ class Context:
     where: str
     starts: dict[str, ModelSpec]
     finished: bool = False  # the source is an ONNX file: no network that trains or can be exported
+    scheme: str | None = None  # that the source is quantized by; None: float, or not known
     done: bool = False  # the artifact is there: what only running it needs does not matter
 
 

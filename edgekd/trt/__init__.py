@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .build import Engine, build_engines
 from .compiler import TARGETS, Compiled, Refusal, compile_onnx, compiler_installed, nearest_target
 from .dla import dla_problems
-from .files import TrtFile, write_files
+from .files import TrtFile, files_of, write_files
 from .half import in_half
 from .plain import without_integers
 from .verification import MatrixLayer, Verification
@@ -13,13 +14,16 @@ from .verify import verify
 __all__ = [
     "TARGETS",
     "Compiled",
+    "Engine",
     "MatrixLayer",
     "Refusal",
     "TrtFile",
     "Verification",
+    "build_engines",
     "compile_onnx",
     "compiler_installed",
     "dla_problems",
+    "files_of",
     "in_half",
     "nearest_target",
     "verify",

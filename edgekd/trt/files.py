@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from ..artifact import write_atomically
+from ..artifact import Artifact, write_atomically
 from ..errors import StageError
 from ..onnx_edit import copied, lift_constants, opset_of
 from ..onnx_opset import downgraded
@@ -27,7 +27,7 @@ from ..runtimes import open_session
 from .half import LARGEST_HALF, in_half
 from .plain import fold_constants, without_integers
 
-__all__ = ["WEAK_OPSET", "TrtFile", "write_files"]
+__all__ = ["WEAK_OPSET", "TrtFile", "files_of", "write_files"]
 
 #: TensorRT 8.6 reads no newer one, and 10.x reads it as well.
 WEAK_OPSET = 17
@@ -92,6 +92,22 @@ def write_files(
     found.append(write("fp16", in_half(plain), typed, "fp32", floats, HALF_TOLERANCE * float(np.abs(floats).max())))
     found.append(write("fp32", plain, typed, "model", expected, ANOTHER * largest if quantized else 0.0))
     return found
+
+
+def files_of(artifact: Artifact) -> list[TrtFile]:
+    """The files for TensorRT of an `export` artifact, as `write_files` returned them; [] where it has none."""
+    rows = artifact.manifest.metrics.get("tensorrt", {})
+    taken = ("file", "opset", "strongly_typed")
+    return [
+        TrtFile(
+            name,
+            artifact.file(row["file"]),
+            row["opset"],
+            row["strongly_typed"],
+            {key: value for key, value in row.items() if key not in taken},
+        )
+        for name, row in rows.items()
+    ]
 
 
 def _unbiased(model: onnx.ModelProto) -> onnx.ModelProto:
