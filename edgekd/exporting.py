@@ -1,0 +1,140 @@
+"""What follows an export for TensorRT: whether it takes the files, a bundle for the device, engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .artifact import Artifact
+from .bundle import bundle_of
+from .data import Dataset, load
+from .errors import UsageError
+from .profile import Profile, load_profile
+from .report.verification import verdict, verification_text
+from .runs import find_source
+from .screen import note
+from .single import recipe_beside
+from .stages.export import as_fed
+from .trt import Engine, TrtFile, Verification, build_engines, files_of, verify
+
+__all__ = ["Delivered", "deliver", "profile_with_tensorrt"]
+
+#: Images that engines are compared on where they are built.
+IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What was made of one artifact beside its files."""
+
+    artifact: Artifact
+    files: list[TrtFile]
+    verified: list[Verification] = field(default_factory=list)
+    bundle: Path | None = None
+    engines: list[Engine] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no file was found wrong."""
+        return all(v.ok for v in self.verified)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """For JSON: what was found of each file, and where bundle and engines are."""
+        return {
+            "verified": [{**v.model_dump(mode="json"), "ok": v.ok} for v in self.verified],
+            "bundle": None if self.bundle is None else str(self.bundle),
+            "engines": [str(engine.path) for engine in self.engines],
+        }
+
+
+def profile_with_tensorrt(name: str) -> Profile:
+    """The profile of that name. Raises UsageError where it does not run TensorRT."""
+    profile = load_profile(name, "--profile")
+    if profile.tensorrt is None:
+        what = f"profile {profile.name} runs {profile.runtime}, not TensorRT"
+        raise UsageError(what, where="--profile", hint="`edgekd profiles list` has those of GPUs and Jetsons")
+    return profile
+
+
+def deliver(
+    artifact: Artifact,
+    *,
+    profile: str | None = None,
+    data: str | None = None,
+    verified: bool = True,
+    build: bool = False,
+    bundle: Path | None = None,
+) -> Delivered:
+    """List the files for TensorRT of an export, judge them, build them where asked, and make a bundle; told on stderr.
+
+    profile: instead of the first one with TensorRT of the artifact's recipe; without any, files are listed only.
+    data: as for `recipe_beside`, of an artifact without recipe. The bundle goes to `bundle`, else beside the
+    artifact; engines go beside it, too. Raises UsageError, MissingExtra and StageError as the parts do.
+    """
+    files = files_of(artifact)
+    for file in files:
+        note(_described(file))
+    source = find_source(str(artifact.path))
+    chosen = _chosen(profile, source.recipe.profiles if source.recipe else ())
+    if chosen is None:
+        what = "no profile says which TensorRT is meant"
+        if build or bundle is not None:
+            raise UsageError(what, where="--profile", hint="`edgekd profiles list` has those of GPUs and Jetsons")
+        note(f"not verified, and no bundle: {what}; give --profile NAME")
+        return Delivered(artifact, files)
+    judged = _verified(files, chosen) if verified else []
+    recipe = recipe_beside(source, str(artifact.path), data, ())
+    loaded = load(recipe.data, recipe.seed)
+    made = bundle_of(artifact, chosen, bundle or artifact.path.parent / f"bundle-{chosen.name}", loaded)
+    engines = _engines(artifact, files, chosen, loaded) if build else []
+    for line in _ways(made, artifact, chosen):
+        note(line)
+    return Delivered(artifact, files, judged, made, engines)
+
+
+def _chosen(name: str | None, others: Sequence[str]) -> Profile | None:
+    if name is not None:
+        return profile_with_tensorrt(name)
+    return next((p for p in map(load_profile, others) if p.tensorrt is not None), None)
+
+
+def _described(file: TrtFile) -> str:
+    compared = file.compared
+    typed = "strongly typed" if file.strongly_typed else "the builder chooses types"
+    return (
+        f"{file.path.name}: opset {file.opset}, {typed}; {compared['argmax_agreement']:.1%} equal answers with "
+        f"{compared['with']} on {compared['images']} images, largest difference {compared['max_abs_difference']:.3g} "
+        f"of {compared['max_abs_logit']:.3g}"
+    )
+
+
+def _verified(files: Sequence[TrtFile], profile: Profile) -> list[Verification]:
+    """Every file judged: a table of layers where there are integers, one line elsewhere."""
+    found = []
+    for file in files:
+        judged = verify(file.path, profile)
+        whole = "int8" in file.name or not judged.ok
+        note(verification_text(judged).rstrip() if whole else f"{file.path.name}: {verdict(judged)}")
+        found.append(judged)
+    return found
+
+
+def _engines(artifact: Artifact, files: Sequence[TrtFile], profile: Profile, data: Dataset) -> list[Engine]:
+    directory = artifact.path.parent / f"engines-{profile.name}"
+    directory.mkdir(exist_ok=True)
+    images = as_fed(data.test.images[:IMAGES], data, artifact.manifest.inputs[0].dtype)
+    return build_engines(files, profile, directory, {"image": images})
+
+
+def _ways(bundle: Path, artifact: Artifact, profile: Profile) -> list[str]:
+    """Three lines that lead to a number measured on the device."""
+    name = bundle.name.removesuffix(".tar.zst").removesuffix(".tar.gz")
+    unpacked = "" if name == bundle.name else f"tar -xf {bundle.name} && "
+    return [
+        f"on the device: scp -r {bundle} USER@DEVICE: && ssh USER@DEVICE '{unpacked}cd {name} && python3 run.py'",
+        f"and back here: scp USER@DEVICE:{name}/results.json . && edgekd report results.json",
+        f"or all of it:  edgekd bench {artifact.path} --host USER@DEVICE --profile {profile.name}",
+    ]
