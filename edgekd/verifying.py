@@ -1,0 +1,52 @@
+"""Which files a name stands for, each judged for TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UsageError
+from .profile import Profile, load_profile, profile_names
+from .trt import Verification, verify
+from .trt.files import files_of
+
+__all__ = ["verify_paths"]
+
+
+def verify_paths(
+    paths: Sequence[str], profile: str | None, *, compute_capability: str | None = None
+) -> list[Verification]:
+    """Judge ONNX files, ours or not, and of runs and artifacts of `export` every file for TensorRT.
+
+    Without a profile it is the first one with TensorRT of the run's recipe. Raises UsageError.
+    """
+    given = load_profile(profile, "--profile") if profile is not None else None
+    found = []
+    for text in paths:
+        files, names = _files(text)
+        judged_for = given or _first_with_tensorrt(names)
+        found += [verify(file, judged_for, compute_capability=compute_capability) for file in files]
+    return found
+
+
+def _files(text: str) -> tuple[list[Path], Sequence[str]]:
+    """The files, and the profiles of the recipe that they were made by."""
+    path = Path(text)
+    if path.suffix == ".onnx" or path.is_file():
+        return [path], ()
+    from .runs import find_source  # here: it imports torch, and files do without
+
+    source = find_source(text, ("export",))
+    files = [written.path for written in files_of(source.artifact)]
+    if not files:
+        what = f"{source.artifact.path} holds no files for TensorRT"
+        raise UsageError(what, where=text, hint='a stage `export` with targets = ["trt"] writes them')
+    return files, source.recipe.profiles if source.recipe else ()
+
+
+def _first_with_tensorrt(names: Sequence[str]) -> Profile:
+    for name in names:
+        if (profile := load_profile(name)).tensorrt is not None:
+            return profile
+    known = [name for name in profile_names() if load_profile(name).tensorrt is not None]
+    raise UsageError("which TensorRT is meant?", where="--profile", hint=f"give one of {', '.join(known)}")
