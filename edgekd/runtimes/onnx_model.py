@@ -39,8 +39,8 @@ def module_path(node: Any, weight: str, ours: bool) -> str | None:
     if match:
         return match["path"]
     notes = {p.key: p.value for p in node.metadata_props}
-    scopes = re.findall(r"'([^']+)'", notes.get("pkg.torch.onnx.name_scopes", ""))
-    if len(scopes) > 1:
+    scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+    if len(scopes) > 1 and scopes[-2]:
         return str(scopes[-2])
     # PyTorch's older exporter: /layer1/layer1.0/conv1/Conv
     parts = called.split("/")[1:-1] if called.startswith("/") else []
