@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..trt.findings import summarised
 from ..trt.verification import MatrixLayer, Verification
@@ -39,11 +39,15 @@ def verdict(v: Verification) -> str:
             )
         if not v.ok:
             return f"compiles, but by the rules above the device {_judged(v)}"
-        got = ", ".join(f"{count} {precision}" for precision, count in v.got.items())
-        return f"ok: compiles, {got} matrix layers" + (f", all {wanted} int8 that should be" if wanted else "")
-    counted = ", ".join(f"{count} {precision or 'unknown'}" for precision, count in v.wanted.items())
+        return f"ok: compiles, {_counted(v.got)} matrix layers" + (
+            f", all {wanted} int8 that should be" if wanted else ""
+        )
     told = "ok" if v.ok else f"the device {_judged(v)},"
-    return f"{told} by the rules alone; the file wants {counted} matrix layers"
+    return f"{told} by the rules alone; the file wants {_counted(v.wanted)} matrix layers"
+
+
+def _counted(precisions: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {precision or 'unknown'}" for precision, count in precisions.items()) or "no"
 
 
 def _judged(v: Verification) -> str:

@@ -50,7 +50,8 @@ def _product(name: str, candidates: Sequence[EngineLayer]) -> EngineLayer | None
     named_so = [c for c in candidates if c.type in PRODUCTS and own.fullmatch(c.name)]
     multiply = [c for kind in PRODUCTS for c in candidates if c.type == kind]
     generated = [c for c in candidates if GENERATED.search(c.name)]
-    return next(iter([*named_so, *multiply, *generated]), None)
+    alone = candidates if len(candidates) == 1 else []  # small products are written out as sums
+    return next(iter([*named_so, *multiply, *generated, *alone]), None)
 
 
 def _precision(layer: EngineLayer) -> str | None:
