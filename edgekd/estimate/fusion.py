@@ -106,8 +106,7 @@ def _move(graph: Graph, found: list[Group], owner: dict[str, int]) -> None:
             behind = graph.stored(name)
             for s in behind:
                 if s not in graph.constants and owner.get(s) != index:
-                    # A slice reads less than there is; an expanded tensor is read once.
-                    part = graph.count(name) if len(behind) == 1 else graph.count(s)
+                    part = graph.part(name) if len(behind) == 1 else graph.count(s)
                     read.setdefault((index, s), {})[name] = part
                     written.setdefault(s, {})[name] = part
     for name in graph.outputs:

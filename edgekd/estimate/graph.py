@@ -92,16 +92,21 @@ class Graph:
         """Raises UsageError where it is not known."""
         if name in self._tensors:
             return self._tensors[name][1]
-        found = self._types.get(name)
-        if found is None or not found.HasField("shape") or not all(d.HasField("dim_value") for d in found.shape.dim):
-            node = self.producer.get(name)
-            what = f"{node.op_type} {node.name!r}" if node is not None else f"{name!r}"
+        if not self._sized(name):
+            node = next((n for n in self.nodes if not all(self._sized(o) for o in n.output if o)), None)
+            what = f"what {node.op_type} {node.name!r} gives" if node is not None else repr(name)
             raise UsageError(
-                f"the size of what {what} gives is not known",
+                f"the size of {what} is not known",
                 where=self.where,
-                hint="export it with fixed sizes; the batch alone may be open",
+                hint="estimates need ONNX's own operators and fixed sizes; the batch alone may be open",
             )
-        return [d.dim_value for d in found.shape.dim]
+        return [d.dim_value for d in self._types[name].shape.dim]
+
+    def _sized(self, name: str) -> bool:
+        if name in self._tensors:
+            return True
+        found = self._types.get(name)
+        return found is not None and found.HasField("shape") and all(d.HasField("dim_value") for d in found.shape.dim)
 
     def count(self, name: str) -> int:
         """Elements of a tensor."""
@@ -130,6 +135,13 @@ class Graph:
             read = node.input if node.op_type == "Concat" else node.input[:1]
             return list(dict.fromkeys(s for i in read for s in self.stored(i)))
         return [name]
+
+    def part(self, name: str) -> int:
+        """Elements that are read where one tensor stands behind: of a slice its own, of an expanded one those there."""
+        node, least = self.producer.get(name), self.count(name)
+        if node is None or not (node.op_type == DEQUANTIZE or node.op_type in VIEWS):
+            return least
+        return min(least, self.part(node.input[0]))
 
     def weight(self, name: str) -> str:
         """The constant as the runtime keeps it: the integers behind a DequantizeLinear."""
