@@ -16,32 +16,40 @@ __all__ = ["verify_paths"]
 def verify_paths(
     paths: Sequence[str], profile: str | None, *, compute_capability: str | None = None
 ) -> list[Verification]:
-    """Judge ONNX files, ours or not, and of runs and artifacts of `export` every file for TensorRT.
+    """Judge ONNX files, ours or not, and of runs and artifacts of `export` the files for TensorRT.
 
-    Without a profile it is the first one with TensorRT of the run's recipe. Raises UsageError.
+    Without a profile it is the first one with TensorRT of the run's recipe. Of the two int8 forms of an artifact, that
+    for the profile's TensorRT is judged where both are there. Raises UsageError.
     """
     given = load_profile(profile, "--profile") if profile is not None else None
     found = []
     for text in paths:
         files, names = _files(text)
-        judged_for = given or _first_with_tensorrt(names)
-        found += [verify(file, judged_for, compute_capability=compute_capability) for file in files]
+        chosen = given or _first_with_tensorrt(names)
+        found += [verify(file, chosen, compute_capability=compute_capability) for file in _suited(files, chosen)]
     return found
 
 
-def _files(text: str) -> tuple[list[Path], Sequence[str]]:
-    """The files, and the profiles of the recipe that they were made by."""
+def _files(text: str) -> tuple[dict[str, Path], Sequence[str]]:
+    """The files by name, and the profiles of the recipe that they were made by."""
     path = Path(text)
     if path.suffix == ".onnx" or path.is_file():
-        return [path], ()
+        return {path.name: path}, ()
     from .runs import find_source  # here: it imports torch, and files do without
 
     source = find_source(text, ("export",))
-    files = [written.path for written in files_of(source.artifact)]
+    files: dict[str, Path] = {written.name: written.path for written in files_of(source.artifact)}
     if not files:
         what = f"{source.artifact.path} holds no files for TensorRT"
         raise UsageError(what, where=text, hint='a stage `export` with targets = ["trt"] writes them')
     return files, source.recipe.profiles if source.recipe else ()
+
+
+def _suited(files: dict[str, Path], profile: Profile) -> list[Path]:
+    forms = ["int8", "int8-fp16"]
+    if profile.tensorrt is not None and profile.tensorrt.strongly_typed:
+        forms.reverse()
+    return [path for name, path in files.items() if name != forms[1] or forms[0] not in files]
 
 
 def _first_with_tensorrt(names: Sequence[str]) -> Profile:

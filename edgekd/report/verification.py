@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..trt.findings import summarised
 from ..trt.verification import MatrixLayer, Verification
 
-__all__ = ["verification_text"]
+__all__ = ["verdict", "verification_text"]
 
 WIDTH = 100
 #: Layers that the verdict names.
@@ -32,16 +32,12 @@ def verdict(v: Verification) -> str:
         return f"refused: {v.why}"
     if v.compiled:
         if v.silently_float:
-            names = ", ".join(layer.name for layer in v.silently_float[:NAMED])
-            more = f" and {len(v.silently_float) - NAMED} more" if len(v.silently_float) > NAMED else ""
-            return (
-                f"compiles, but {len(v.silently_float)} of {wanted} layers that should be int8 are not: {names}{more}"
-            )
+            names = _first([layer.name for layer in v.silently_float])
+            return f"compiles, but {len(v.silently_float)} of {wanted} layers that should be int8 are not: {names}"
         if not v.ok:
             return f"compiles, but by the rules above the device {_judged(v)}"
-        return f"ok: compiles, {_counted(v.got)} matrix layers" + (
-            f", all {wanted} int8 that should be" if wanted else ""
-        )
+        as_wanted = f", all {wanted} int8 that should be" if wanted else ""
+        return f"ok: compiles, {_counted(v.got)} matrix layers{as_wanted}"
     told = "ok" if v.ok else f"the device {_judged(v)},"
     return f"{told} by the rules alone; the file wants {_counted(v.wanted)} matrix layers"
 

@@ -91,11 +91,14 @@ def test_a_layer_that_is_silently_float_is_exit_code_3(edgekd: Call, good: Path,
     assert "hint: " in text
 
 
-def test_an_artifacts_files_for_tensorrt_are_all_verified(edgekd: Call, good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("profile", "form"), [("jetson-orin-nano-8gb", "int8"), ("gpu-l4", "int8-fp16")])
+def test_an_artifacts_files_are_verified_in_the_form_for_the_profile(
+    edgekd: Call, good: Path, tmp_path: Path, profile: str, form: str
+) -> None:
     written = {}
     with writing(tmp_path / "export") as directory:
         (directory / "model.onnx").write_bytes(good.read_bytes())
-        for name in ("int8", "fp32"):
+        for name in ("int8", "int8-fp16", "fp32"):
             (directory / f"model.{name}.onnx").write_bytes(good.read_bytes())
             written[name] = {"file": f"model.{name}.onnx", "opset": 17, "strongly_typed": False}
         plain = Preprocessing(size=[4, 8, 8], mean=[0.0] * 4, std=[1.0] * 4)
@@ -108,9 +111,9 @@ def test_an_artifacts_files_for_tensorrt_are_all_verified(edgekd: Call, good: Pa
             metrics={"tensorrt": written},
         )
         finish(directory, manifest)
-    done = edgekd("verify", str(tmp_path / "export"), *NANO, "--json")
+    done = edgekd("verify", str(tmp_path / "export"), "--profile", profile, "--json")
     assert done.code == 0, done.err
-    assert [Path(f["file"]).name for f in json.loads(done.out)["files"]] == ["model.int8.onnx", "model.fp32.onnx"]
+    assert [Path(f["file"]).name for f in json.loads(done.out)["files"]] == [f"model.{form}.onnx", "model.fp32.onnx"]
 
 
 @pytest.mark.parametrize(
