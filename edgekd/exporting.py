@@ -126,7 +126,11 @@ def _engines(artifact: Artifact, files: Sequence[TrtFile], profile: Profile, dat
     directory = artifact.path.parent / f"engines-{profile.name}"
     directory.mkdir(exist_ok=True)
     images = as_fed(data.test.images[:IMAGES], data, artifact.manifest.inputs[0].dtype)
-    return build_engines(files, profile, directory, {"image": images})
+    try:
+        return build_engines(files, profile, directory, {"image": images})
+    finally:
+        if not any(directory.iterdir()):
+            directory.rmdir()
 
 
 def _ways(bundle: Path, artifact: Artifact, profile: Profile) -> list[str]:

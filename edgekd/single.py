@@ -61,7 +61,10 @@ def run_single(
     recipe = recipe_beside(found, source, data, general)
     directory = out or found.artifact.path.parent
     teacher = found.artifact if stage == "distill" else found.teacher
-    single = recipe.model_copy(update={"stage": [Component.model_validate({"use": stage, **args})]})
+    update: dict[str, Any] = {"stage": [Component.model_validate({"use": stage, **args})]}
+    if any(o.startswith("profiles=") for o in general):
+        update["gate"] = {}  # its rules may be of profiles that are not meant here, and a stage alone is not judged
+    single = recipe.model_copy(update=update)
     planned = plan(single, directory, source=found.artifact, teacher=teacher)
     if teacher is not None and teacher.path.parent != directory:
         ranks.from_first(lambda: _bring(teacher, directory))

@@ -68,9 +68,9 @@ class Export(BaseModel):
         return {"tensorrt": builders(self._profiles)} if "trt" in (self.targets or []) else {}
 
     def resolved(self, profiles: Sequence[Profile], distilled: Teaching) -> Export:
-        """Opset and targets from the profiles."""
-        runs = any(p.runtime == "tensorrt" for p in profiles)
-        targets = self.targets or (["onnx", "trt"] if runs else ["onnx"])
+        """Opset and targets from the profiles; model.onnx is always there."""
+        for_tensorrt = "trt" in self.targets if self.targets else any(p.runtime == "tensorrt" for p in profiles)
+        targets = ["onnx", "trt"] if for_tensorrt else ["onnx"]
         stage = self.model_copy(update={"opset": self.opset or lowest_opset(profiles), "targets": targets})
         stage._profiles = tuple(profiles)
         return stage
