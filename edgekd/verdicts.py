@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from .artifact import write_atomically
 from .bench import Results
 from .bench.devices import with_devices
-from .errors import RecipeError, UsageError, nearest
+from .errors import ArtifactError, RecipeError, UsageError, nearest
 from .gate import Baseline, RuleFor, Verdict, judge, parse_rules, read, write_gate
 from .profile import Profile, load_profile
 from .recipe import load_recipe
@@ -18,6 +20,7 @@ from .report import FORMATS, render
 
 __all__ = [
     "as_baseline",
+    "gate_results",
     "gate_stored",
     "judge_results",
     "judge_stored",
@@ -81,6 +84,29 @@ def gate_stored(
     return found.results, judge_stored(directory, *found, None)
 
 
+def gate_results(
+    file: Path, rules: dict[str, Any], profiles: Sequence[str], baseline: str | None, *, other_machine: bool = False
+) -> tuple[Results, list[Verdict]]:
+    """Verdicts on a results JSON, of a device elsewhere for example; a `baseline` is another one.
+
+    Raises UsageError, RecipeError or ArtifactError.
+    """
+    results = results_at(file)
+    try:
+        loaded = [load_profile(name, "--profile") for name in profiles]
+        loaded = loaded or [Profile.model_validate(p.settings) for p in results.profiles]
+    except ValidationError as error:
+        what = f"its profile is damaged: {error.errors()[0]['loc']}"
+        raise ArtifactError(what, where=str(file), hint="measure again, or name the profile: --profile") from error
+    against = None
+    if baseline is not None:
+        if Path(baseline).suffix != ".json":
+            hint = "edgekd bench FILES --host NAME -o baseline.json, or name the files themselves to measure them here"
+            raise UsageError("measurements are compared with a JSON of others", where="--baseline", hint=hint)
+        against = Baseline(results_at(Path(baseline)), baseline, other_machine=other_machine)
+    return results, judge_results(results, rules, loaded, baseline=against)
+
+
 def judge_stored(
     directory: Path,
     results: Results,
@@ -114,8 +140,20 @@ def read_rules(file: Path) -> dict[str, Any]:
 
 
 def results_at(path: Path) -> Results:
-    """The measurements of a run, its devices' too, or of a results JSON. Raises UsageError or ArtifactError."""
-    return with_devices(Results.read(path / "results.json"), path) if path.is_dir() else Results.read(path)
+    """The measurements of a run, its devices' too, of a results JSON, or of what a bundle's run.py wrote.
+
+    Raises UsageError or ArtifactError.
+    """
+    if path.is_dir():
+        return with_devices(Results.read(path / "results.json"), path)
+    try:
+        return Results.read(path)
+    except ArtifactError:
+        from .bundle import is_runners, read_results
+
+        if not is_runners(path):
+            raise
+        return read_results(path)
 
 
 def as_baseline(results: Results) -> Results:

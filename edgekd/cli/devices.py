@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .app import JsonOption, app, print_json, print_text
 
 devices = typer.Typer(help="Devices that ssh reaches, measured with `edgekd bench --host`.", no_args_is_help=True)
@@ -33,6 +35,10 @@ def add(
 
     if profile is not None:
         load_profile(profile, "--profile")
+        profile = str(Path(profile).resolve()) if profile.endswith(".toml") else profile
+    for option, value in (("--python", python), ("--directory", directory)):
+        if value is not None and not value.strip():
+            raise UsageError("must not be empty", where=option)
     told = {"name": name, "host": host, "python": python, "directory": directory or DIRECTORY}
     file = add_device(Device(**told, profile=profile, port=port))
     note(f"written: {file}")

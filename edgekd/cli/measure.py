@@ -54,7 +54,7 @@ def bench(
         given = load_recipe(recipe) if recipe else None
         if host is not None:
             from ..devices import find_device
-            from ..devices.bench import bench_on
+            from ..devices.bench import bench_on, not_run
 
             results = bench_on(find_device(host), paths, profile, emit, given, keep=keep, out=out)
         elif len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file():
@@ -70,11 +70,16 @@ def bench(
         print_json(results.model_dump(mode="json"))
     else:
         print_text(render(results, [], "text"))
+    if host is not None and (failed := not_run(results)):
+        note(f"error: {', '.join(failed)} did not run there: see the warnings")
+        raise typer.Exit(3)
 
 
 @app.command()
 def gate(
-    paths: Annotated[list[str], typer.Argument(help="A run; or artifacts and .onnx files, measured first.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="A run, a results JSON; or artifacts, .onnx files: measured first.")
+    ],
     rules: Annotated[
         Path | None, typer.Option(help="A TOML file with [gate] rules; default: the run's recipe.")
     ] = None,
@@ -98,7 +103,7 @@ def gate(
     """
     from ..gate import exit_code, lines
     from ..screen import watching
-    from ..verdicts import gate_stored, read_rules
+    from ..verdicts import gate_results, gate_stored, read_rules
 
     table = read_rules(rules) if rules is not None else None
     run = Path(paths[0]) if len(paths) == 1 and (Path(paths[0]) / "recipe.toml").is_file() else None
@@ -107,6 +112,8 @@ def gate(
     with watching(False) as emit:
         if run is not None and baseline is None:
             results, verdicts = gate_stored(run, table, profile)
+        elif table is not None and len(paths) == 1 and paths[0].endswith(".json"):
+            results, verdicts = gate_results(Path(paths[0]), table, profile, baseline, other_machine=other_machine)
         else:
             from ..gating import gate_files, gate_run
 

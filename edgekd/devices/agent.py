@@ -45,6 +45,7 @@ TRTEXEC = ("/usr/src/tensorrt/bin", "/usr/local/tensorrt/bin")
 
 def answer(request: dict[str, Any], stream: BinaryIO) -> None:
     """Do what `request` asks; `stream` gives the bytes that come with it."""
+    say(begun=True)
     try:
         OPERATIONS[request["do"]](request, stream)
     except OSError as error:
@@ -69,7 +70,7 @@ def hello(request: dict[str, Any], stream: BinaryIO) -> None:
                   *(["trtexec"] if _trtexec() else [])],
         directory=root,
         free=_free(root),
-        time=time.time(),
+        **_board(),
     )  # fmt: skip
 
 
@@ -92,11 +93,8 @@ def check(request: dict[str, Any], stream: BinaryIO) -> None:
         load=os.getloadavg()[0],
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         cpu=_read("/proc/cpuinfo"),
-        model=_read("/proc/device-tree/model").strip("\0"),
-        l4t=_read("/etc/nv_tegra_release"),
-        power=_said(["nvpmodel", "-q"]),
-        gpus=_said(["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]),
         time=time.time(),
+        **_board(),
     )
 
 
@@ -362,6 +360,16 @@ def _kept(root: str) -> list[str]:
         return sorted(name for name in os.listdir(root) if os.path.isfile(os.path.join(root, name, "bundle.json")))
     except OSError:
         return []
+
+
+def _board() -> dict[str, str]:
+    """What says which Jetson or GPU this is; empty texts where it is none."""
+    return {
+        "model": _read("/proc/device-tree/model").strip("\0"),
+        "l4t": _read("/etc/nv_tegra_release"),
+        "power": _said(["nvpmodel", "-q"]),
+        "gpus": _said(["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]),
+    }
 
 
 def _flags() -> list[str]:

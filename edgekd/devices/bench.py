@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bench import Results, not_here
+from ..bench import Results
 from ..bench.devices import of_device
 from ..bundle import read_results
 from ..errors import ArtifactError, UsageError
 from ..profile import Profile, load_profile
 from ..recipe import Recipe
 from .bundled import bundle_at, bundled_profile, is_bundle, run_at
+from .check import not_the_device
 from .known import Device
 from .remote import bundle_key, greet, measured_on, said
 from .ssh import connected
 
-__all__ = ["bench_on"]
+__all__ = ["bench_on", "not_run"]
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -44,9 +45,7 @@ def bench_on(
     run = run_at(paths)
     with connected(device) as link, tempfile.TemporaryDirectory(prefix="edgekd-") as directory:
         there = greet(link, profile)
-        machine = {"machine": there["machine"], "instruction_sets": there["flags"]}
-        if profile.device == "cpu" and (why := not_here(profile, machine, runtimes=list)) is not None:
-            why = why.replace("this machine", device.name)
+        if (why := not_the_device(profile, there)) is not None:
             emit(said(f"warning: {why}: outputs are compared there, and no time counts; another --profile?"))
         bundle = given or bundle_at(paths, profile, recipe, Path(directory))
         with measured_on(link, bundle, emit, keep=keep) as fetched:
@@ -55,6 +54,11 @@ def bench_on(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 results.write(file)
     return results
+
+
+def not_run(results: Results) -> list[str]:
+    """The networks that should have been timed and were not: each has a warning that says why."""
+    return [v.name for p in results.profiles if p.elsewhere is None for v in p.variants if v.latency is None]
 
 
 def _profile(device: Device, paths: Sequence[str], profiles: Sequence[str]) -> tuple[Profile, Path | None]:

@@ -18,7 +18,7 @@ from .known import Device
 from .remote import ENOUGH, INSTALL, ROOM_BYTES
 from .ssh import ask, connected
 
-__all__ = ["Check", "check_device", "trtexec_version"]
+__all__ = ["Check", "check_device", "not_the_device", "trtexec_version"]
 
 #: A wall clock that is further off makes dates of results and files misleading.
 CLOCK_S = 60.0
@@ -137,21 +137,25 @@ def _fits(profile: Profile, found: dict[str, Any]) -> Iterator[Check]:
 
 def _differences(profile: Profile, found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     another = "choose another with --profile, or write one that extends it"
-    machine = {"machine": found["machine"], "instruction_sets": found["flags"]}
-    if why := not_here(profile, machine, runtimes=list):
-        yield why.replace("this machine", "the device"), another
+    if why := not_the_device(profile, found):
+        yield why, another
     there = runtimes(found)
     version = re.match(r"\d+(\.\d+)*", there.get("tensorrt") or there.get("trtexec") or "")
     if profile.tensorrt and version and not same_line(profile.tensorrt.version, [version.group()]):
         yield f"is for TensorRT {profile.tensorrt.version}, the device has {version.group()}", another
-    mode = power_mode(found["power"])
-    if profile.power_mode and mode and mode != profile.power_mode:
-        yield f"is for power mode {profile.power_mode}, the device is in {mode}", "`sudo nvpmodel -m NUMBER` sets it"
     if profile.threads > found["cores"]:
         yield f"has {profile.threads} threads, the device {found['cores']} cores", another
-    capabilities = re.findall(r",\s*(\d+\.\d)\s*,", found["gpus"])
-    if profile.compute_capability and capabilities and profile.compute_capability not in capabilities:
-        yield f"has compute capability {profile.compute_capability}, the device {', '.join(capabilities)}", another
+
+
+def not_the_device(profile: Profile, found: dict[str, Any]) -> str | None:
+    """Why no time that the device measures counts for this profile, from what it says of itself; or None."""
+    machine: dict[str, Any] = {"machine": found["machine"], "instruction_sets": found["flags"]}
+    if found["l4t"]:
+        machine |= {"jetson": found["l4t"], "board": found["model"], "power_mode": power_mode(found["power"])}
+    cards = re.findall(r"^(.+), *([\d.]+|\[N/A\]), *[\d.]+ *$", found["gpus"], re.MULTILINE)
+    machine["gpus"] = [{"name": n, "compute_capability": None if c.startswith("[") else c} for n, c in cards]
+    why = not_here(profile, machine, runtimes=list)
+    return why and why.replace("this machine", "the device").replace("this board", "the device")
 
 
 def runtimes(found: dict[str, Any]) -> dict[str, str]:

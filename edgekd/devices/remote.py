@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..artifact import file_sha256
 from ..errors import ArtifactError, MissingExtra, StageError
 from ..profile import Profile
 from .ssh import Link, Lost, ask, follow
+from .trouble import plain
 
 __all__ = ["ENOUGH", "INSTALL", "ROOM_BYTES", "bundle_key", "greet", "measured_on", "said"]
 
@@ -72,8 +74,8 @@ def measured_on(link: Link, bundle: Path, emit: Emit, *, keep: bool = False) -> 
     key = bundle_key(bundle)[:16]
     _running(link, bundle, files, key, emit)
     ended = _followed(link, key, emit)
-    text = ask(link, "fetch", key=key, name=RESULTS).get("text")
-    if ended["status"] != 0 or text is None:
+    text = ask(link, "fetch", key=key, name=RESULTS)["text"]
+    if not _usable(ended["status"], text):
         if ended["state"] == "ended":
             ask(link, "taken", key=key, keep=True)
         raise _failed(link, ended)
@@ -81,9 +83,21 @@ def measured_on(link: Link, bundle: Path, emit: Emit, *, keep: bool = False) -> 
         fetched = Path(directory) / RESULTS
         fetched.write_text(text, encoding="utf-8")
         yield fetched
-    ask(link, "taken", key=key, keep=keep)
+    try:
+        ask(link, "taken", key=key, keep=keep)
+    except StageError as error:
+        emit(said(f"the results are here, but {link.device.name} was not tidied: {error.problem.what}"))
     if keep:
         emit(said(f"kept on {link.device.name}: {link.device.directory}/{key}"))
+
+
+def _usable(status: int | None, text: str | None) -> bool:
+    """Whether these are whole results: the runner fails, too, where one network of several was wrong."""
+    if status is None or text is None:
+        return False
+    with contextlib.suppress(ValueError, AttributeError):
+        return status == 0 or bool(json.loads(text).get("complete"))
+    return False
 
 
 def bundle_key(bundle: Path) -> str:
@@ -92,12 +106,21 @@ def bundle_key(bundle: Path) -> str:
 
 
 def _files(bundle: Path) -> dict[str, tuple[int, str]]:
-    """name -> bytes, sha256 of everything that goes to the device."""
-    found = {}
-    for path in sorted(bundle.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            with path.open("rb") as file:
-                found[path.name] = (path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    """name -> bytes, sha256 of everything that goes to the device. Raises ArtifactError where the bundle is damaged."""
+    try:
+        listed = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = {MANIFEST: ((bundle / MANIFEST).stat().st_size, bundle_key(bundle))}
+        for name, (sha256, size) in listed.items():
+            path = bundle / Path(name).name
+            if path.name != name or path.stat().st_size != size or file_sha256(path) != sha256:
+                what = f"{name} is corrupted (sha256 does not match)"
+                raise ArtifactError(what, where=str(bundle), hint="make the bundle again")
+            found[name] = (size, sha256)
+    except OSError as error:
+        what = f"{Path(error.filename or MANIFEST).name}: {error.strerror}"
+        raise ArtifactError(what, where=str(bundle), hint="make the bundle again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError("the manifest is damaged", where=str(bundle), hint="make the bundle again") from error
     return found
 
 
@@ -173,7 +196,7 @@ def _show(line: str, name: str, emit: Emit) -> None:
         if told["event"] == "round":
             emit({"event": "bench", "profile": name, "done": told["done"], "total": told["total"]})
         else:
-            emit(said(f"{name}: {told['words']}"))
+            emit(said(plain(f"{name}: {told['words']}")))
 
 
 def _failed(link: Link, ended: dict[str, Any]) -> StageError:
@@ -183,7 +206,7 @@ def _failed(link: Link, ended: dict[str, Any]) -> StageError:
             words.append(str(json.loads(line)["words"]))
         except (ValueError, KeyError, TypeError):
             words.append(line)
-    said = "".join(f"\n  {line}" for text in words[-8:] for line in text.splitlines()) or " nothing"
+    said = "".join(f"\n  {plain(line)}" for text in words[-8:] for line in text.splitlines()) or " nothing"
     kept = f"what it wrote is kept there in {link.device.directory}"
     if ended["state"] == "died":
         what = f"the runner ended without a word (killed, out of memory, or switched off?); it said last:{said}"
@@ -193,7 +216,7 @@ def _failed(link: Link, ended: dict[str, Any]) -> StageError:
 
 
 def _busy(link: Link, holder: dict[str, Any]) -> StageError:
-    who = holder.get("who", "somebody")
+    who = plain(str(holder.get("who", "somebody")))
     return StageError(
         f"{who} measures there, begun {_ago(holder)}: two at once would disturb each other",
         where=link.device.name,

@@ -118,14 +118,17 @@ def follow(
         assert child.stdout is not None
         writer = threading.Thread(target=_write, args=(child.stdin, script, files, sent), daemon=True)
         writer.start()
-        answered = False
+        begun = answered = False
         try:
             for line in child.stdout:
                 _, found, rest = line.decode("utf-8", "replace").rpartition(MARK)
-                if found:
-                    reply = json.loads(rest)
-                    if "error" in reply:
-                        raise of_device(device, reply)
+                if not found or not rest.endswith("\n"):  # a login script's words; a line that was cut off
+                    continue
+                reply = json.loads(rest)
+                begun = True
+                if "error" in reply:
+                    raise of_device(device, reply)
+                if "begun" not in reply:
                     answered = True
                     yield reply
         except BaseException:
@@ -136,8 +139,9 @@ def follow(
             child.stdout.close()
             writer.join()
         said.seek(0)
-        if answered and (status == 255 or status < 0):
-            raise Lost("the connection was lost", where=device.name)
+        if begun and (status == 255 or status < 0):
+            hint = "run the same command again: what has arrived there is kept"
+            raise Lost("the connection was lost", where=device.name, hint=hint)
         if status != 0 or not answered:
             raise of_ssh(device, status, said.read().decode("utf-8", "replace"))
 

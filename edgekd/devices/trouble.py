@@ -8,11 +8,16 @@ from typing import Any
 from ..errors import MissingExtra, StageError
 from .known import Device
 
-__all__ = ["login", "of_device", "of_ssh"]
+__all__ = ["login", "of_device", "of_ssh", "plain"]
 
 #: Numbers of the operating system for a full disk, a quota, and a file that may not grow.
 FULL = ("ENOSPC", "EDQUOT", "EFBIG")
 FORBIDDEN = ("EROFS", "EACCES", "EPERM")
+
+
+def plain(text: str) -> str:
+    """Text of another machine without what would steer a terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def login(device: Device) -> str:
@@ -22,7 +27,7 @@ def login(device: Device) -> str:
 
 def of_ssh(device: Device, status: int, said: str) -> StageError | MissingExtra:
     """ssh ended with `status` (255: its own failure) and nothing came back from the device."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in plain(said).splitlines() if line.strip()]
     last, by_hand = lines[-1] if lines else "ssh said nothing", login(device)
     if status == 255:
         for words, what, hint in FAILURES:
@@ -53,6 +58,7 @@ FAILURES = (
     ("No route to host", "it cannot be reached", "is it switched on and in this network? {login}"),
     ("Network is unreachable", "it cannot be reached", "is this machine in the network? {login}"),
     ("onnection closed", "it closed the connection", "its log says why: `journalctl -u ssh`; try {login}"),
+    ("Broken pipe", "it closed the connection", "run the same command again; by hand: {login}"),
     ("onnection reset", "it closed the connection", "its log says why: `journalctl -u ssh`; try {login}"),
 )  # fmt: skip
 
@@ -68,7 +74,7 @@ def of_device(device: Device, reply: dict[str, Any]) -> StageError | MissingExtr
             "python3.8",
         )
     free = f" ({reply['free'] / 1e6:,.0f} MB free)" if reply.get("free") is not None else ""
-    what = f"{reply['path'] or device.directory}: {reply['strerror']}"
+    what = plain(f"{reply['path'] or device.directory}: {reply['strerror']}")
     if error in FULL:
         hint = "free some space there, or take another disk: edgekd devices add NAME HOST --directory DIR"
         return StageError(f"its disk is full{free}: {what}; what has arrived is kept", where=where, hint=hint)

@@ -22,7 +22,7 @@ SEPARATION = Path("/run/sshd")
 
 
 class Server(NamedTuple):
-    """`directory`/device is the home directory on the "device"; `directory`/login runs before each command there."""
+    """`home` is the home directory on the "device"; `login` is sourced there before each command, by `sh`."""
 
     directory: Path
     port: int
@@ -36,9 +36,12 @@ class Server(NamedTuple):
         """What EDGEKD_SSH is set to: the configuration of a user whose host is `device`."""
         config = self.directory / f"config-{key}-{known}"
         lines = [
-            f"Host device jump\n HostName 127.0.0.1\n Port {self.port}\n IdentityFile {self.directory / key}",
+            "Host inner\n ProxyJump device",
+            f"Host device inner\n HostName 127.0.0.1\n Port {self.port}\n IdentityFile {self.directory / key}",
             f" IdentitiesOnly yes\n IdentityAgent none\n UserKnownHostsFile {self.directory / known}",
-            " GlobalKnownHostsFile /dev/null\n",
+            " GlobalKnownHostsFile /dev/null",
+            # What a command for people has in its configuration, and a program must not trip over.
+            " RemoteCommand uptime\n RequestTTY force\n LocalForward 1 localhost:1\n ExitOnForwardFailure yes\n",
         ]
         config.write_text("\n".join(lines))
         return f"ssh -F {shlex.quote(str(config))}"
