@@ -11,7 +11,7 @@ README.txt      how to run it
 from __future__ import annotations
 
 from .make import BundleFile, bundle_of, make_bundle
-from .read import read_results
+from .read import is_runners, read_results
 from .single_file import runner_source
 
-__all__ = ["BundleFile", "bundle_of", "make_bundle", "read_results", "runner_source"]
+__all__ = ["BundleFile", "bundle_of", "is_runners", "make_bundle", "read_results", "runner_source"]

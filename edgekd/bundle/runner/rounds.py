@@ -82,27 +82,26 @@ def measure_rounds(
     look = _next_look(int(protocol["rounds"]), len(rounds))
     start = time.monotonic()
     fresh = 0
-    while not (rounds and len(rounds) >= look and settled(rounds, names, protocol["precision"])):
-        if len(rounds) >= look:
-            look = math.ceil(look * LOOKS)
-        if len(rounds) >= MIN_ROUNDS and time.monotonic() - start >= protocol["cap_s"]:
-            break
-        if reopen is not None and fresh and fresh % REOPENED == 0:
-            reopen()
-        order = [names[i] for i in rng.permutation(len(names))]
-        enabled = gc.isenabled()
-        gc.collect()
-        gc.disable()
-        try:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        while not (rounds and len(rounds) >= look and settled(rounds, names, protocol["precision"])):
+            if len(rounds) >= look:
+                look = math.ceil(look * LOOKS)
+            if len(rounds) >= MIN_ROUNDS and time.monotonic() - start >= protocol["cap_s"]:
+                break
+            if reopen is not None and fresh and fresh % REOPENED == 0:
+                reopen()
+            order = [names[i] for i in rng.permutation(len(names))]
             found = {name: blocks[name]() for name in order}
-        finally:
-            if enabled:
-                gc.enable()
-        fresh += 1
-        rounds.append(
-            {"session": session, "order": order, "networks": {name: described(found[name]) for name in names}}
-        )
-        after(rounds[-1], max(look, len(rounds)))
+            fresh += 1
+            told = {name: described(found[name]) for name in names}
+            rounds.append({"session": session, "order": order, "networks": told})
+            after(rounds[-1], max(look, len(rounds)))
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def described(block: Block) -> Dict[str, Any]:
