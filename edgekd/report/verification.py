@@ -56,7 +56,7 @@ def _judge(v: Verification) -> str:
         return "judged by rules alone"
     if v.compiler is None:
         return "the compiler failed"
-    return f"compiled for {v.compiled_for} with {v.compiler} in {v.seconds:.1f} s"
+    return f"{'compiled' if v.compiled else 'tried'} for {v.compiled_for} with {v.compiler} in {v.seconds:.1f} s"
 
 
 def _table(layers: Sequence[MatrixLayer], compiled: bool) -> list[str]:

@@ -142,6 +142,11 @@ def test_what_is_no_onnx_file_is_a_usage_error(edgekd: Call, tmp_path: Path, con
     assert "Traceback" not in done.err
 
 
+def test_a_file_is_verified_without_torch() -> None:
+    code = "import sys, edgekd.cli, edgekd.verifying, edgekd.report.verification; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
+
+
 def test_without_the_wheels_the_rules_judge_and_all_else_works(good: Path, bad: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDE)
 
