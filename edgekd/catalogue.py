@@ -25,9 +25,12 @@ class Vetted(NamedTuple):
     warnings: list[Problem]
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """Every shipped profile with what a choice hangs on; `here`: whether this machine is its device, or `why` not."""
-    machine = environment()
+def catalogue(machine: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Every shipped profile with what a choice hangs on; `here`: whether this machine is its device, or `why` not.
+
+    `machine` describes another one (`edgekd.bench.environment`).
+    """
+    machine = environment() if machine is None else machine
     rows = []
     for name in profile_names():
         profile = load_profile(name)

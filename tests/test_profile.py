@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.errors import RecipeError, UsageError
-from edgekd.profile import Profile, Protocol, load_profile, profile_names
+from edgekd.profile import Profile, Protocol, load_profile, profile_names, profile_toml
 
 
 def test_every_shipped_profile_loads_and_is_called_like_its_file() -> None:
@@ -53,6 +53,17 @@ def test_a_profile_of_ones_own_needs_a_description_only(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('description = "mine"\n')
     assert load_profile(str(file)) == Profile(name="mine", description="mine", protocol=Protocol())
+
+
+def test_any_text_and_any_budget_is_written_as_toml_that_loads_equal(tmp_path: Path) -> None:
+    file = tmp_path / "odd.toml"
+    profile = Profile(
+        name="odd",
+        description='a "quoted" name\\with\ttabs,\nlines, \x7f and \u00e9',
+        budgets={"latency": {"p50": {"max": 1e-3}}, "a b": {"min": 0.5, "strict": True}},
+    )
+    file.write_text(profile_toml(profile), encoding="utf-8")
+    assert load_profile(str(file)) == profile
 
 
 def fails(name: str) -> UsageError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.catalogue import vetted
+from edgekd.catalogue import catalogue, catalogue_text, vetted
 from edgekd.jetpack import JETPACKS, highest_opset
 from edgekd.profile import Profile, load_profile, profile_names, profile_toml
 from edgekd.quant import scheme_named
@@ -99,3 +99,19 @@ def test_what_is_guessed_is_called_so() -> None:
     """A figure without an opened source says "not verified", in the file where a reader sees it."""
     text = {f.stem: f.read_text(encoding="utf-8") for f in shipped("profiles").glob("*.toml")}
     assert all("not verified" in text[name] for name in ("gpu-l4", "gpu-t4", "jetson-orin-nx-16gb", "jetson-thor"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "instructions", "here"),
+    [
+        ("x86_64", ["avx2", "avx512_vnni"], {"cpu-x86", "cpu-x86-avx512-vnni"}),  # avx2's kernels are others there
+        ("x86_64", ["avx2"], {"cpu-x86", "cpu-x86-avx2"}),
+        ("aarch64", ["asimd"], {"cpu-arm64"}),
+        ("riscv64", [], set()),
+    ],
+)
+def test_which_of_them_a_machine_is(machine: str, instructions: list[str], here: set[str]) -> None:
+    rows = catalogue({"machine": machine, "instruction_sets": instructions})
+    assert {row["name"] for row in rows if row["here"]} == here
+    assert all(row["why"] for row in rows if not row["here"])
+    assert {line.split()[0] for line in catalogue_text(rows).splitlines() if "  yes  " in line} == here
