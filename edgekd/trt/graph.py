@@ -72,7 +72,10 @@ class Graph:
             if node.op_type not in ("Identity", "Cast"):
                 return None
             name = node.input[0]
-        return numpy_helper.to_array(self.tensors[name]) if name in self.tensors else None
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        return numpy_helper.to_array(tensor)
 
     def dtype(self, name: str) -> int:
         """TensorProto.DataType of a tensor, 0 where it is not known. Of a DequantizeLinear: that of its scale."""

@@ -17,6 +17,7 @@ from .operators import missing_operator
 __all__ = ["integer_findings"]
 
 T = TensorProto
+DYNAMIC = "DynamicQuantizeLinear"
 #: Constants that no TensorRT imports.
 NO_TYPES = {T.INT16, T.UINT16, T.UINT32, T.UINT64, T.UINT4, T.STRING, T.COMPLEX64, T.COMPLEX128}
 QUANTIZED = {T.INT8, T.INT4, T.FLOAT8E4M3FN}
@@ -68,7 +69,7 @@ def _parameters(graph: Graph, node: NodeProto, version: tuple[int, ...]) -> Iter
     name, path = named(node), graph.path(node)
     given = [n for n in node.input[1:] if n]
     if dynamic := [n for n in given if n in graph.at_run_time]:
-        if graph.producer.get(dynamic[0], node).op_type == "DynamicQuantizeLinear":  # which is refused itself
+        if graph.producer.get(dynamic[0], node).op_type == DYNAMIC:  # which is refused itself
             return
         part = "zero point" if dynamic[0] != node.input[1] else "scale"
         yield found("dynamic-scale", name, f"the {part} {dynamic[0]} is calculated at run time", path)
@@ -127,7 +128,7 @@ def _target(graph: Graph, node: NodeProto, given: list[str], version: tuple[int,
 def _stored(graph: Graph, node: NodeProto) -> Iterator[Finding]:
     """What a DequantizeLinear reads that no QuantizeLinear of the file made."""
     producer = graph.producer.get(node.input[0])
-    if node.op_type != DEQUANTIZE or (producer is not None and producer.op_type == QUANTIZE):
+    if node.op_type != DEQUANTIZE or (producer is not None and producer.op_type in (QUANTIZE, DYNAMIC)):
         return
     dtype, name = graph.dtype(node.input[0]), named(node)
     if dtype == T.INT32:

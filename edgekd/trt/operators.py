@@ -103,18 +103,17 @@ def missing_operator(node: NodeProto, version: tuple[int, ...]) -> bool:
 def operator_findings(graph: Graph, version: tuple[int, ...]) -> Iterator[Finding]:
     """Operators that the parser has not, or not in this form."""
     for node in graph.nodes:
-        path = graph.path(node)
         if missing_operator(node, version):
             domain = f" of {node.domain}" if node.domain else ""
-            yield found("operator", named(node), f"operator {node.op_type}{domain} is not known", path)
+            yield found("operator", named(node), f"operator {node.op_type}{domain} is not known", graph.path(node))
             continue
         if node.op_type in PLUGINS or (
             node.op_type == "ScatterElements" and attribute(node, "reduction", b"none") != b"none"
         ):
-            yield found("plugin", named(node), f"operator {node.op_type} is a plugin", path)
+            yield found("plugin", named(node), f"operator {node.op_type} is a plugin", graph.path(node))
         for operators, wrong, what in FORMS:
             if node.op_type in operators and wrong(node, graph):
-                yield found("operator-form", named(node), f"{node.op_type} {what}", path)
+                yield found("operator-form", named(node), f"{node.op_type} {what}", graph.path(node))
 
 
 def file_findings(model: ModelProto, graph: Graph, version: tuple[int, ...]) -> Iterator[Finding]:

@@ -7,35 +7,15 @@ docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
 from onnx import NodeProto, TensorProto
 
+from .additions import late_bias_findings, residual_findings
 from .findings import Finding, found
-from .graph import DEQUANTIZE, MATRIX, QUANTIZE, Array, Graph, attribute, named
+from .graph import DEQUANTIZE, MATRIX, Array, Graph, attribute, named
+from .sources import FAR, RESHAPES, Source, source_of
 
 __all__ = ["placement_findings"]
-
-#: TensorRT calculates these on integers: what they give is quantized as what they read.
-MOVES = {
-    *("Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather"),
-    *("Expand", "Tile", "DepthToSpace", "SpaceToDepth", "MaxPool", "GlobalMaxPool", "ReduceMax", "Neg", "Cast", "Pad"),
-}
-SCALES = {"Mul", "Div"}
-#: Whether these move a scale's axis elsewhere is not looked into.
-RESHAPES = MOVES - {"Identity", "Dropout", "Slice", "Pad", "MaxPool", "Neg", "Cast"}
-#: As far as one looks behind an operator that calculates.
-FAR = 4
-
-
-class Source(NamedTuple):
-    """Where a factor of a product comes from: `dequantize` is None where it is float, `last` what gives it then."""
-
-    dequantize: NodeProto | None
-    between: list[NodeProto]
-    last: NodeProto | None
-    concat: NodeProto | None = None
 
 
 def placement_findings(graph: Graph) -> Iterator[Finding]:
@@ -45,52 +25,13 @@ def placement_findings(graph: Graph) -> Iterator[Finding]:
         if node.op_type in MATRIX and len(node.input) > 1:
             yield from _matrix(graph, node)
         elif node.op_type == "Add" and len(node.input) == 2:
-            yield from _residual(graph, node)
-            yield from _late_bias(graph, node)
-
-
-def _source(graph: Graph, name: str, reader: NodeProto) -> Source:
-    between: list[NodeProto] = []
-    while (node := graph.producer.get(name)) is not None:
-        if node.op_type == DEQUANTIZE:
-            return Source(node, between, node)
-        if node.op_type == "Concat":
-            sources = [_source(graph, part, node) for part in node.input]
-            first = sources[0].dequantize
-            same = first is not None and all(_equal_scale(graph, s.dequantize, first) for s in sources)
-            return Source(first if same else None, between, node, node)
-        if node.op_type not in MOVES | SCALES or not _moves(graph, node, between[-1] if between else reader):
-            break
-        between.append(node)
-        name = next((n for n in node.input if n in graph.producer), node.input[0])
-    return Source(None, between, node)
-
-
-def _moves(graph: Graph, node: NodeProto, reader: NodeProto) -> bool:
-    if node.op_type in SCALES:  # a constant factor goes into the scale: any of a weight, one of an activation
-        constant = [name for name in node.input if name not in graph.at_run_time]
-        value = graph.value(constant[0]) if constant else None
-        return len(constant) == 2 or (value is not None and value.size == 1)
-    if node.op_type == "Pad" and attribute(node, "mode", b"constant") == b"constant":
-        value = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-        widths = graph.value(node.input[1]) if len(node.input) > 1 else None
-        if value is None or value.any() or widths is None or reader.op_type not in ("Conv", "Add"):
-            return False
-        # Zeros around an image become padding of the convolution; of channels they do not.
-        return reader.op_type == "Add" or not widths.reshape(2, -1)[:, :2].any()
-    return True
-
-
-def _equal_scale(graph: Graph, one: NodeProto | None, other: NodeProto) -> bool:
-    if one is None:
-        return False
-    first, second = graph.value(one.input[1]), graph.value(other.input[1])
-    return first is not None and second is not None and first.shape == second.shape and bool((first == second).all())
+            yield from residual_findings(graph, node)
+            yield from late_bias_findings(graph, node)
 
 
 def _matrix(graph: Graph, node: NodeProto) -> Iterator[Finding]:
     name, path = named(node), graph.path(node)
-    sources = [_source(graph, factor, node) for factor in node.input[:2]]
+    sources = [source_of(graph, factor, node) for factor in node.input[:2]]
     quantized = [source.dequantize for source in sources]
     if quantized == [None, None]:
         activations = all(factor in graph.at_run_time for factor in node.input[:2])
@@ -118,18 +59,32 @@ def _one_side(graph: Graph, node: NodeProto, source: Source, place: int, path: s
     if _integers(graph, node.input[1 - place], node):
         return found("weight-only", name, f"{node.op_type} has weights of 4 bits", path)
     if source.concat is not None:
-        sources = [_source(graph, i, source.concat) for i in source.concat.input]
+        sources = [source_of(graph, i, source.concat) for i in source.concat.input]
         if any(s.dequantize is not None for s in sources):
             why = "of different scales" if all(s.dequantize is not None for s in sources) else "some of them float"
             return found("concat-scales", name, f"{named(source.concat)} gives it parts {why}", path)
     if source.last is not None and _dequantized_behind(graph, source.last):
         what = f"{named(source.last)} ({source.last.op_type}) stands between its {part} and DequantizeLinear"
         return found("operator-between", name, what, path)
+    if place == 1 and node.input[1] not in graph.at_run_time and _shared(graph, node.input[0]):
+        return found(
+            "not-quantized", name, f"{node.op_type} has a float weight, and reads what others read as int8", path
+        )
     return found("one-side", name, f"its {other} is quantized, its {part} is float", path)
 
 
+def _shared(graph: Graph, name: str) -> bool:
+    """Whether a quantized tensor is there for other layers, too: then a float layer that reads it is meant so."""
+    return any(
+        reader.op_type in MATRIX
+        and len(reader.input) > 1
+        and source_of(graph, reader.input[1], reader).dequantize is not None
+        for reader in graph.readers.get(name, [])
+    )
+
+
 def _integers(graph: Graph, name: str, node: NodeProto) -> bool:
-    dequantize = _source(graph, name, node).dequantize
+    dequantize = source_of(graph, name, node).dequantize
     return dequantize is not None and graph.dtype(dequantize.input[0]) in (TensorProto.INT4, TensorProto.UINT4)
 
 
@@ -137,6 +92,7 @@ def _dequantized_behind(graph: Graph, node: NodeProto) -> bool:
     """Whether, behind a few operators that are no layers themselves, there is a DequantizeLinear."""
     names = list(node.input)
     for _ in range(FAR):
+        names = list(dict.fromkeys(names))
         nodes = [graph.producer[n] for n in names if n in graph.producer and n in graph.at_run_time]
         if any(n.op_type == DEQUANTIZE for n in nodes):
             return node.op_type not in MATRIX
@@ -206,58 +162,3 @@ def _reduced(node: NodeProto, place: int, rank: int) -> int:
     if rank == 1:
         return 0
     return rank - 1 if place == 0 else rank - 2
-
-
-def _residual(graph: Graph, node: NodeProto) -> Iterator[Finding]:
-    if any(name not in graph.at_run_time for name in node.input):
-        return
-    sources = [_source(graph, name, node) for name in node.input]
-    for place in (0, 1):
-        other = sources[1 - place]
-        if _int8_convolution(graph, sources[place]) and other.dequantize is None:
-            if sources[place].dequantize is None and sources[1 - place].concat is None and place == 0:
-                both = _int8_convolution(graph, other)
-            else:
-                both = False
-            what = "neither of its two int8 convolutions is" if both else "its other input is not"
-            yield found(
-                "residual-add", named(node), f"it adds an int8 convolution, but {what} quantized", _near(graph, node)
-            )
-            return
-
-
-def _near(graph: Graph, node: NodeProto) -> str | None:
-    """The convolution that is added."""
-    for name in node.input:
-        convolution = _convolution(graph, graph.producer.get(name))
-        if convolution is not None:
-            return graph.path(convolution)
-    return None
-
-
-def _convolution(graph: Graph, node: NodeProto | None) -> NodeProto | None:
-    while node is not None and node.op_type in ("BatchNormalization", "Identity", DEQUANTIZE, QUANTIZE):
-        node = graph.producer.get(node.input[0])
-    return node if node is not None and node.op_type == "Conv" else None
-
-
-def _int8_convolution(graph: Graph, source: Source) -> bool:
-    convolution = _convolution(graph, source.last)
-    return convolution is not None and all(
-        _source(graph, factor, convolution).dequantize is not None for factor in convolution.input[:2]
-    )
-
-
-def _late_bias(graph: Graph, node: NodeProto) -> Iterator[Finding]:
-    constant = [name for name in node.input if name not in graph.at_run_time]
-    computed = [name for name in node.input if name in graph.at_run_time]
-    if len(constant) != 1 or len(computed) != 1:
-        return
-    dequantize = graph.producer.get(computed[0])
-    quantize = graph.producer.get(dequantize.input[0]) if dequantize is not None else None
-    if dequantize is None or dequantize.op_type != DEQUANTIZE or quantize is None or quantize.op_type != QUANTIZE:
-        return
-    product = graph.producer.get(quantize.input[0])
-    if product is not None and product.op_type in MATRIX:
-        what = f"{named(node)} adds it behind {named(dequantize)}"
-        yield found("bias-behind-pair", named(product), what, graph.path(product))

@@ -527,6 +527,12 @@ def one_pair_for_two_layers_and_a_float_reader(net: Net) -> list[str]:
 
 
 @right()
+def float_layer_that_reads_what_another_reads_as_integers(net: Net) -> list[str]:
+    x = net.pair(net.input())
+    return [_conv(net, x), net.add("Conv", x, net.float_weight(4, 8, 1, 1), name="head")]
+
+
+@right()
 def values_that_only_move(net: Net) -> str:
     x = net.pair(net.input(), F(0.03))
     x = net.add("MaxPool", net.add("Mul", x, net.constant(F(2))), kernel_shape=[2, 2], strides=[2, 2])
