@@ -33,7 +33,8 @@ class BoundCall:
 
         make: Callable[..., Any] = ort.OrtValue.ortvalue_from_numpy
         arrays = {name: np.ascontiguousarray(array) for name, array in feed.items()}
-        self._copies = [(make(array, device, 0), array) for array in arrays.values()]
+        # A copy, for on the CPU such a value would share the array's memory, and copy nothing.
+        self._copies = [(make(array.copy(), device, 0), array) for array in arrays.values()]
         self._results = [make(array, device, 0) for array in outputs.values()]
         binding = native.io_binding()
         for name, (value, _) in zip(arrays, self._copies, strict=True):

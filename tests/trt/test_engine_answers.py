@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,11 @@ def test_the_profiles_machine_is_accepted():
 def test_another_tensorrt_or_gpu_than_the_profiles_is_an_error_before_building(changes, words):
     with pytest.raises(StageError, match=words):
         check_machine(profile(**changes), HERE)
+
+
+def test_a_version_is_compared_by_its_numbers_and_not_by_its_digits():
+    with pytest.raises(StageError, match=r"has TensorRT 10\.3, here is 10\.30\.1"):
+        check_machine(profile(), replace(HERE, tensorrt="10.30.1"))
 
 
 def test_timing_caches_are_apart_by_gpu_and_version(monkeypatch, tmp_path):
