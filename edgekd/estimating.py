@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .bench import Results
 from .errors import UsageError
-from .estimate import Estimated, Estimates, Fit, Precision, estimate_of, fit, roofline
+from .estimate import Estimated, Estimates, Precision, estimate_of, fit, roofline
 from .profile import Profile, load_profile
+from .verdicts import results_at
 
 __all__ = ["estimate_paths", "write_estimates"]
 
@@ -23,7 +24,7 @@ def estimate_paths(
     device = load_profile(profile, "--profile")
     named = [pair for text in paths for pair in _files(text, device)]
     bounds = [(name, roofline(file, device, precision=precision)) for name, file in named]
-    fitted = fit(results, device, precision=precision) if results else None
+    fitted = fit({path: results_at(path) for path in results}, device, precision=precision) if results else None
     assert device.datasheet is not None
     return Estimates(
         profile=device.name,
@@ -48,7 +49,7 @@ def write_estimates(run: Path, profile: str, results: Sequence[Path]) -> None:
         what = f"{device.name} was measured in this run" if here else f"{run} has nothing on {device.name}"
         hint = "its latencies need no estimate" if here else f"edgekd bench {run} --profile {profile}"
         raise UsageError(what, where="--write", hint=hint)
-    fitted: Fit | None = fit(results, device) if results else None
+    fitted = fit({path: results_at(path) for path in results}, device) if results else None
     variants = [
         v.model_copy(update={"estimate": estimate_of(roofline(_there(v.file, run), device), device, fitted)})
         for v in here.variants

@@ -24,7 +24,9 @@ class FloatPrecision(StrEnum):
 def estimate(
     paths: Annotated[list[str], typer.Argument(help="Runs, artifacts or .onnx files, ours or not.")],
     profile: Annotated[str, typer.Option(help="A profile with a datasheet: a name or a file.")],
-    results: Annotated[list[Path], typer.Option(help="A results.json measured on that device; may be repeated.")] = [],
+    results: Annotated[
+        list[Path], typer.Option(help="Results measured on that device: a run, or a JSON; may be repeated.")
+    ] = [],
     precision: Annotated[
         FloatPrecision | None, typer.Option(help="What layers that are float in the file run in.")
     ] = None,

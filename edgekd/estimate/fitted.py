@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -71,18 +71,17 @@ class Fit(BaseModel):
     notes: list[str] = []
 
 
-def fit(results: Sequence[Path], profile: Profile, *, precision: Precision | None = None) -> Fit:
-    """Efficiencies of the networks that `results`, each a results.json, have measured on `profile`.
+def fit(results: Mapping[Path, Results], profile: Profile, *, precision: Precision | None = None) -> Fit:
+    """Efficiencies of the networks that `results`, by where they lie, have measured on `profile`.
 
-    The measured files are looked for where the results name them, and beside the results. Raises UsageError where
-    nothing measured on this profile can be used, and what `Results.read` and `roofline` raise.
+    The measured files are looked for where the results name them, where they name the same artifact's, and beside
+    them. Raises UsageError where nothing measured on this profile can be used, and what `roofline` raises.
     """
     found: dict[str, Known] = {}
     seen: list[str] = []
     notes: list[str] = []
     devices: dict[str, None] = {}
-    for path in results:
-        document = Results.read(path)
+    for path, document in results.items():
         seen += [p.profile for p in document.profiles]
         for p in document.profiles:
             why = _unfit(p, profile)
@@ -91,7 +90,7 @@ def fit(results: Sequence[Path], profile: Profile, *, precision: Precision | Non
             for v in p.variants if p.profile == profile.name and why is None else []:
                 if v.latency is None:
                     continue
-                file = _file(v, path)
+                file = _file(v, document, path)
                 if file is None:
                     notes.append(f"{v.name} of {path} is left out: the file that was measured is not here ({v.file})")
                     continue
@@ -99,6 +98,7 @@ def fit(results: Sequence[Path], profile: Profile, *, precision: Precision | Non
                 # One file measured twice is one network.
                 found.setdefault(hashlib.sha256(file.read_bytes()).hexdigest() + f" {known.batch}", known)
                 devices[p.device] = None
+                notes += [f"{path}: {text}" for text in p.warnings if f"{path}: {text}" not in notes]
     if not found:
         hint = "; ".join(notes) or f"they have: {', '.join(dict.fromkeys(seen)) or 'nothing'}"
         raise UsageError(f"no network measured on {profile.name} is in these results", where="--results", hint=hint)
@@ -131,12 +131,14 @@ def _unfit(p: ProfileResults, profile: Profile) -> str | None:
     return None
 
 
-def _file(v: Variant, results: Path) -> Path | None:
+def _file(v: Variant, document: Results, where: Path) -> Path | None:
     """The file that was measured, by its name and size."""
-    named = Path(v.file)
-    for place in (named, results.parent / named, results.parent / named.name):
-        if place.is_file() and abs(stored_bytes(place) / 1e6 - v.size_mb) < 1e-6:
-            return place
+    directory = where if where.is_dir() else where.parent
+    same = [w.file for p in document.profiles for w in p.variants if v.key and w.key == v.key]
+    for named in map(Path, dict.fromkeys([v.file, *same])):
+        for place in (named, directory / named, directory / named.name):
+            if place.is_file() and abs(stored_bytes(place) / 1e6 - v.size_mb) < 1e-6:
+                return place
     return None
 
 

@@ -12,7 +12,7 @@ from estimated_files import convolution, device
 from numpy.random import default_rng
 
 from edgekd.bench.results import Interval, Latency, ProfileResults, Results, Variant
-from edgekd.errors import ArtifactError, UsageError
+from edgekd.errors import UsageError
 from edgekd.estimate import Fit, estimate_of, estimates_of, fit, roofline
 from edgekd.profile import Profile
 
@@ -47,6 +47,10 @@ def document(path: Path, *variants: Variant, **more: Any) -> Path:
     return path
 
 
+def fitted_to(profile: Profile, *results: Path) -> Fit:
+    return fit({path: Results.read(path) for path in results}, profile)
+
+
 @pytest.fixture
 def measured(tmp_path: Path) -> tuple[Path, list[float], list[float]]:
     """(results of four fp32 networks, their rooflines, what was measured)."""
@@ -58,7 +62,7 @@ def measured(tmp_path: Path) -> tuple[Path, list[float], list[float]]:
 
 def test_the_efficiency_is_a_mean_with_its_range(measured: tuple[Path, list[float], list[float]]) -> None:
     results, bounds, times = measured
-    found = fit([results], device())
+    found = fitted_to(device(), results)
     (own,) = found.efficiencies.values()
     assert found.device == "serial number 7"
     assert own.value == pytest.approx((0.1 * 0.2 * 0.4 * 0.5) ** (1 / 4))
@@ -77,7 +81,7 @@ def test_the_efficiency_is_a_mean_with_its_range(measured: tuple[Path, list[floa
 def test_another_networks_estimate_is_an_interval(
     measured: tuple[Path, list[float], list[float]], tmp_path: Path
 ) -> None:
-    found = fit([measured[0]], device())
+    found = fitted_to(device(), measured[0])
     bound = roofline(convolution(tmp_path / "new.onnx", kernel=3, strides=[2, 2]), device())
     estimate = estimate_of(bound, device(), found)
     own = estimate.fitted
@@ -95,7 +99,7 @@ def test_the_smallest_to_the_largest_of_n_hold_as_many_as_they_say(
     measured: tuple[Path, list[float], list[float]], tmp_path: Path
 ) -> None:
     """(n-1)/(n+1) of further draws, whatever their distribution: seen in 4,000 samples of five."""
-    own = estimate_of(roofline(network(tmp_path, 0), device()), device(), fit([measured[0]], device())).fitted
+    own = estimate_of(roofline(network(tmp_path, 0), device()), device(), fitted_to(device(), measured[0])).fitted
     assert own is not None
     draws = default_rng(0).lognormal(size=(4000, own.networks + 1))
     inside = (draws[:, -1] > draws[:, :-1].min(1)) & (draws[:, -1] < draws[:, :-1].max(1))
@@ -105,7 +109,7 @@ def test_the_smallest_to_the_largest_of_n_hold_as_many_as_they_say(
 def test_one_network_says_nothing_of_the_range(tmp_path: Path) -> None:
     file = network(tmp_path, 1)
     bound = roofline(file, device())
-    found = fit([document(tmp_path / "r.json", variant(file, bound.ms * 8))], device())
+    found = fitted_to(device(), document(tmp_path / "r.json", variant(file, bound.ms * 8)))
     assert found.efficiencies["fp32"].off_by is None
     assert found.known[0].left_out_ms is None
     own = estimate_of(bound, device(), found).fitted
@@ -121,7 +125,7 @@ def test_precisions_are_fitted_apart_and_a_file_counts_once(tmp_path: Path) -> N
     bounds = [roofline(file, device()).ms for file in files]
     one = document(tmp_path / "a.json", variant(files[0], bounds[0] * 2), variant(same, bounds[0] * 3))
     two = document(tmp_path / "b.json", variant(files[1], bounds[1] * 4), variant(files[2], bounds[2] * 10))
-    found = fit([one, two], device())
+    found = fitted_to(device(), one, two)
     assert {p: e.networks for p, e in found.efficiencies.items()} == {"fp32": 2, "fp16": 1}
     assert found.efficiencies["fp16"].value == pytest.approx(0.1)
     assert found.efficiencies["fp32"].high == pytest.approx(0.5)
@@ -130,9 +134,8 @@ def test_precisions_are_fitted_apart_and_a_file_counts_once(tmp_path: Path) -> N
 def test_the_roofline_is_that_of_the_batch_that_was_measured(tmp_path: Path) -> None:
     file = network(tmp_path, 1)
     bound = roofline(file, device(), batch=8)
-    found = fit(
-        [document(tmp_path / "r.json", variant(file, bound.ms * 5, latency=latency(bound.ms * 5, 8)))], device()
-    )
+    eight = variant(file, 0.0, latency=latency(bound.ms * 5, 8))
+    found = fitted_to(device(), document(tmp_path / "r.json", eight))
     assert found.known[0].batch == 8
     assert found.efficiencies["fp32"].value == pytest.approx(0.2)
 
@@ -146,19 +149,32 @@ def test_files_are_found_beside_the_results_and_only_those_that_were_measured(tm
         moved.model_copy(update={"file": "bundle/float32-1.onnx"}),
         changed.model_copy(update={"size_mb": changed.size_mb * 2}),
     )
-    found = fit([results], device())
+    found = fitted_to(device(), results)
     assert [k.name for k in found.known] == ["float32-1"]
     assert found.known[0].file == str(file)
     (note,) = found.notes
     assert note.startswith(f"float32-2 of {results} is left out: the file that was measured is not here")
 
 
+def test_what_a_device_measured_for_a_run_is_found_by_its_key(tmp_path: Path) -> None:
+    file = network(tmp_path, 1)
+    there = variant(file, 1.0).model_copy(update={"file": "a-bundles-name.onnx", "key": "4f"})
+    here = variant(file, 1.0).model_copy(update={"key": "4f"})
+    told = "power mode 15W, the profile is about MAXN"
+    (profile,) = Results.read(document(tmp_path / "results.json", there, warnings=[told])).profiles
+    other = profile.model_copy(update={"profile": "cpu-x86", "variants": [here], "warnings": []})
+    both = Results.read(tmp_path / "results.json").model_copy(update={"profiles": [other, profile]})
+    found = fit({tmp_path: both}, device())
+    assert [k.file for k in found.known] == [str(file)]
+    assert found.notes == [f"{tmp_path}: {told}"]
+
+
 def test_a_measurement_below_its_lower_bound_is_told(tmp_path: Path) -> None:
     file = network(tmp_path, 0)
     floor = roofline(file, device()).floor_ms
-    fast = fit([document(tmp_path / "r.json", variant(file, floor / 2))], device())
+    fast = fitted_to(device(), document(tmp_path / "r.json", variant(file, floor / 2)))
     assert any("below its lower bound" in note and "power mode" in note for note in fast.notes)
-    slow = fit([document(tmp_path / "s.json", variant(file, floor * 2))], device())
+    slow = fitted_to(device(), document(tmp_path / "s.json", variant(file, floor * 2)))
     assert slow.notes == []
 
 
@@ -177,16 +193,8 @@ def test_results_that_are_not_of_the_device_are_no_results(
     timed = {} if "elsewhere" not in more else {"latency": None}
     results = document(tmp_path / "r.json", variant(file, 1.0, **timed), **more)
     with pytest.raises(UsageError, match="no network measured on board") as raised:
-        fit([results], device(**profile))
+        fitted_to(device(**profile), results)
     assert said in str(raised.value.problem.hint)
-
-
-def test_what_is_no_results_document_is_told(tmp_path: Path) -> None:
-    (tmp_path / "r.json").write_text("[]")
-    with pytest.raises(UsageError, match="no results at"):
-        fit([tmp_path / "none.json"], device())
-    with pytest.raises(ArtifactError, match="results schema"):
-        fit([tmp_path / "r.json"], device())
 
 
 def test_files_that_cannot_be_estimated_leave_a_word(tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_networks_measured_on_this_machine(tmp_path: Path) -> None:
     assert all(v.latency is not None and v.estimate is None for v in profile.variants)
     results.write(tmp_path / "results.json")
     settings = Profile.model_validate(profile.settings)
-    found: Fit = fit([tmp_path / "results.json"], settings)
+    found: Fit = fitted_to(settings, tmp_path / "results.json")
     (own,) = found.efficiencies.values()
     assert own.networks == 3
     assert 0 < own.low <= own.value <= own.high < 1
