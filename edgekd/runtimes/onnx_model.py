@@ -14,16 +14,22 @@ __all__ = ["module_path", "read_onnx"]
 def read_onnx(path: Path) -> Any:
     """Parse an ONNX file, its weights included. Raises UsageError when it is missing, truncated, or something else."""
     import onnx
+    import onnx.external_data_helper
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise UsageError(f"no ONNX file at {path}: {error.strerror or error}", where=str(path)) from error
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+    except (DecodeError, ValueError) as error:
         raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again") from error
     if not model.graph.node or not model.opset_import:
         raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again")
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        what = f"its weights, in a file of their own, cannot be read: {str(error).splitlines()[0]}"
+        raise UsageError(what, where=str(path), hint=f"copy that file into {path.parent}, whole") from error
     return model
 
 

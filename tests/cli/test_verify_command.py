@@ -142,6 +142,17 @@ def test_what_is_no_onnx_file_is_a_usage_error(edgekd: Call, tmp_path: Path, con
     assert "Traceback" not in done.err
 
 
+def test_weights_in_a_file_of_their_own_are_found_or_missed(edgekd: Call, good: Path, tmp_path: Path) -> None:
+    model = onnx.load(good)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert edgekd("verify", str(tmp_path / "m.onnx"), *NANO).code == 0
+    (tmp_path / "weights.bin").unlink()
+    done = edgekd("verify", str(tmp_path / "m.onnx"), *NANO)
+    assert done.code == 2
+    assert "its weights, in a file of their own, cannot be read" in done.err
+    assert "weights.bin" in done.err
+
+
 def test_a_file_is_verified_without_torch() -> None:
     code = "import sys, edgekd.cli, edgekd.verifying, edgekd.report.verification; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
