@@ -77,7 +77,12 @@ class Profile(BaseModel):
     def runtime_options(self) -> dict[str, Any]:
         """What a session is opened with beside its file and threads, as far as its runtime takes it."""
         device = "cpu" if self.device == "cpu" else "cuda"
-        return {"device": device, "precision": self.precision, "cuda_graphs": self.cuda_graphs}
+        return {
+            "device": device,
+            "precision": self.precision,
+            "cuda_graphs": self.cuda_graphs,
+            "engines": f"engines-{self.name}",
+        }
 
 
 def lowest_opset(profiles: Iterable[Profile]) -> int:

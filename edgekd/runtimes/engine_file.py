@@ -177,19 +177,24 @@ def read_engine(path: Path) -> EngineMetadata:
     return metadata
 
 
-def engine_of(file: Path) -> Path:
+def engine_of(file: Path, engines: str | None = None) -> Path:
     """`model.int8.engine` for itself, and for the `model.int8.onnx` that it was built from.
 
-    Raises UsageError (neither is here, or another kind of file), or ArtifactError (the ONNX file changed since).
+    It lies beside that file, or in the directory `engines` beside the artifact that holds it. Raises UsageError (there
+    is none, or another kind of file), or ArtifactError (the ONNX file changed since).
     """
     if file.suffix == ".engine":
         return file
     engine = file.with_suffix(".engine")
+    if engines is not None and not engine.is_file():
+        engine = file.resolve().parent.parent / engines / engine.name
     if file.suffix != ".onnx" or not file.is_file():
         raise UsageError("no such file", where=str(file), hint="expected an .engine, or the .onnx that it is made from")
     if not engine.is_file():
         what = f"TensorRT runs engines, and there is no {engine.name} beside it"
-        raise UsageError(what, where=str(file), hint="build it on this machine: edgekd export --target trt --build")
+        what += "" if engines is None else f" or in {engine.parent}"
+        hint = "build them on this machine (edgekd export --target trt --build) and name the .onnx files of that export"
+        raise UsageError(what, where=str(file), hint=hint)
     if read_engine(engine).onnx_sha256 != file_sha256(file):
         raise ArtifactError(f"was built from another {file.name}", where=str(engine), hint=REBUILD)
     return engine

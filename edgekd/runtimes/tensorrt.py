@@ -154,14 +154,18 @@ class TensorRTSession:
 
 @register("runtimes", "tensorrt")
 def open_tensorrt(
-    file: Path, threads: int = 1, profile_dir: Path | None = None, cuda_graphs: bool = True
+    file: Path,
+    threads: int = 1,
+    profile_dir: Path | None = None,
+    cuda_graphs: bool = True,
+    engines: str | None = None,
 ) -> TensorRTSession:
-    """Open an engine, or the one that was built from an .onnx file and lies beside it.
+    """Open an engine, or the one that was built from an .onnx file; see `engine_of` for where it is looked for.
 
     `threads` and `profile_dir` mean nothing here. Raises UsageError (no engine), ArtifactError (a damaged one),
     MissingExtra (no TensorRT) or StageError (no GPU, another machine's engine, or TensorRT refuses it).
     """
-    path = engine_of(Path(file))
+    path = engine_of(Path(file), engines)
     built = read_engine(path)
     tensorrt = load_tensorrt()
     check_engine(built, here(tensorrt), str(path))

@@ -19,12 +19,12 @@ def open_network(artifact: Artifact, profile: Profile) -> TorchSession:
     artifact: PyTorch has no kernels for the one, and the other holds a file), MissingExtra or StageError (no GPU).
     """
     manifest = artifact.manifest
-    network = load_network(artifact).eval()
+    network, options = load_network(artifact).eval(), profile.runtime_options
     torch.set_num_threads(profile.threads)
     return TorchSession(
         network,
         [TensorInfo(name="image", dtype="float32", axes=["batch", *manifest.preprocessing.size])],
         [TensorInfo(name="logits", dtype="float32", axes=["batch", len(manifest.classes)])],
         str(artifact.path),
-        **profile.runtime_options,
+        **{name: options[name] for name in ("device", "precision", "cuda_graphs")},
     )

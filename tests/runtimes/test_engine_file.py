@@ -133,6 +133,17 @@ def test_an_onnx_file_leads_to_the_engine_built_from_it(engine):
     assert engine_of(engine) == engine
 
 
+def test_engines_of_a_profile_lie_beside_the_artifact(tmp_path):
+    artifact, engines = tmp_path / "04-export", tmp_path / "engines-gpu-l4"
+    artifact.mkdir()
+    engines.mkdir()
+    onnx, _ = tiny_onnx.linear_classifier(artifact / "model.int8.onnx")
+    write_engine(engines / "model.int8.engine", b"machine code", onnx, **KNOWN)
+    assert engine_of(onnx, "engines-gpu-l4") == engines / "model.int8.engine"
+    with pytest.raises(UsageError, match=r"no model\.int8\.engine beside it or in .*engines-gpu-t4"):
+        engine_of(onnx, "engines-gpu-t4")
+
+
 def test_an_engine_of_another_onnx_file_is_refused(engine):
     tiny_onnx.linear_classifier(engine.with_suffix(".onnx"), classes=6)
     with pytest.raises(ArtifactError, match=r"another model\.int8\.onnx"):
