@@ -137,7 +137,7 @@ def _cell(row: dict[str, Any]) -> str:
     wanted = row["wanted"].get("int8")
     int8 = [f"{row['got'].get('int8', 0)} of {wanted} int8"] if wanted else []
     others = [f"{count} {precision}" for precision, count in row["got"].items() if precision != "int8"]
-    return f"{', '.join([*int8, *others])}; {row['seconds']:.1f} s"
+    return ", ".join([*int8, *others])
 
 
 def main() -> None:
