@@ -111,8 +111,23 @@ def _results(table: dict[str, Any], name: str | None) -> Results:
                 elsewhere=elsewhere,
             )
         ],
-        environment={**device, "timed": runtime["timed"], "bundle": table["bundle"]},
+        environment={**device, "timed": runtime["timed"], "bundle": table["bundle"], "sensors": _sensors(rounds)},
     )
+
+
+def _sensors(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over the rounds: the highest temperatures, and means of power and of the GPU's clock."""
+    seen = [r["sensors"] for r in rounds if r.get("sensors")]
+    found: dict[str, Any] = {}
+    for key, merge in (("temperatures", max), ("power_mw", _mean)):
+        names = sorted({name for one in seen for name in one.get(key, {})})
+        found[key] = {name: merge([one[key][name] for one in seen if name in one.get(key, {})]) for name in names}
+    clocks = [one["gpu_mhz"] for one in seen if "gpu_mhz" in one]
+    return {**{key: value for key, value in found.items() if value}, **({"gpu_mhz": _mean(clocks)} if clocks else {})}
+
+
+def _mean(values: list[float]) -> float:
+    return round(float(np.mean(values)), 1)
 
 
 def _elsewhere(profile: Profile, table: dict[str, Any]) -> str | None:
@@ -156,8 +171,15 @@ def _latencies(table: dict[str, Any], profile: Profile) -> dict[str, Latency]:
             threads=profile.threads,
             warmup_s=max((w["seconds"] for w in warm), default=0.0),
             steady=all(w["steady"] for w in warm),
+            parts=_parts([r["networks"][name] for r in rounds]),
         )
     return {n["name"]: found[n["name"]] for n in table["manifest"]["networks"] if n["name"] in found}
+
+
+def _parts(blocks: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    """What calls are made of on a GPU, by round: the runner keeps their medians."""
+    known = ("compute", "transfers")
+    return {name: [[b[f"{name}_p50"]] for b in blocks] for name in known if all(f"{name}_p50" in b for b in blocks)}
 
 
 def _variant(

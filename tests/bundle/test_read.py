@@ -39,7 +39,8 @@ def test_figures_are_the_runners(written: Path, made: Path) -> None:
     medians = [[np.median(r["networks"][n]["ns"]) / 1e6 for r in raw["rounds"]] for n in ("fp32", "int8")]
     assert last.latency is not None
     assert last.latency.round_p50 == pytest.approx(medians[1])
-    assert last.speedup == paired_ratio(*medians)
+    assert last.speedup is not None
+    assert last.speedup.model_dump() == pytest.approx(paired_ratio(*medians).model_dump())
     labels = np.load(made / "inputs.npz")["labels"]
     answers = [np.load(made / "expected.npz")[f"{n}.logits"].argmax(1) for n in ("fp32", "int8")]
     assert last.metrics["accuracy"] == (answers[1] == labels).mean()
@@ -73,6 +74,24 @@ def test_another_runtime_or_machine_is_not_the_profiles_device(written: Path, tm
     assert profile.variants[1].metrics["accuracy"] > 0.5, "what it answers is known all the same"
     path = changed(written, tmp_path, lambda t: t["device"].update(machine="aarch64"))
     assert read_results(path).profiles[0].elsewhere == "cpu-x86 is x86-64, the machine that ran it is aarch64"
+
+
+def test_what_a_gpu_says_of_its_calls_and_sensors_is_kept(written: Path, tmp_path: Path) -> None:
+    """As the runner writes rounds of a GPU: medians of the parts, and what the sensors gave since the last round."""
+
+    def on_a_gpu(table: dict) -> None:
+        for i, one in enumerate(table["rounds"]):
+            one["sensors"] = {"power_mw": {"VIN": 1000 * i}, "temperatures": {"tj": 40.0 + i}, "gpu_mhz": 900.0}
+            for block in one["networks"].values():
+                block |= {"compute_p50": 0.5, "transfers_p50": 0.1}
+
+    found = read_results(changed(written, tmp_path, on_a_gpu))
+    latency = found.profiles[0].variants[0].latency
+    assert latency is not None
+    assert {name: part.value for name, part in latency.parts.items()} == {"compute": 0.5, "transfers": 0.1}
+    expected = {"power_mw": {"VIN": 1000.0}, "temperatures": {"tj": 42.0}, "gpu_mhz": 900.0}
+    assert found.environment["sensors"] == expected
+    assert read_results(written).profiles[0].variants[0].latency.parts == {}
 
 
 def test_a_network_that_was_wrong_and_a_run_that_was_stopped_are_told(written: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tiny_bundle import quick_profile, results, run
 from edgekd.bench import bootstrap_median_by_round
 from edgekd.bench.stats import bootstrap_median
 from edgekd.bundle import make_bundle
-from edgekd.bundle.runner import contents, rounds
+from edgekd.bundle.runner import contents, rounds, work
 from edgekd.data import Dataset
 from edgekd.tasks import Classification
 
@@ -185,6 +185,36 @@ def test_killed_it_goes_on_where_it_was(files: list[Path], data: Dataset, tmp_pa
     assert found["rounds"][:count] == kept["rounds"]
     assert [one["session"] for one in found["rounds"]] == [0] * count + [1] * (len(found["rounds"]) - count)
     assert len(found["rounds"]) >= 12
+
+
+def test_nobody_has_to_listen(fresh: Fresh) -> None:
+    """Progress goes to a reader that leaves after one line, words to a terminal that is gone; the run ends well."""
+    bundle = fresh()
+    command = f'"{sys.executable}" "{bundle}/run.py" --progress 2>&- | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, json.loads(done.stdout)["event"]) == (0, "verify")
+    assert results(bundle)["complete"]
+
+
+def test_a_clock_that_is_set_meanwhile_is_told_and_changes_no_time(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wall clock goes ahead by an hour after the networks are warm; times are the monotonic clock's."""
+    real, ahead = time.time, [0.0]
+
+    class Clock:
+        monotonic, time = staticmethod(time.monotonic), staticmethod(lambda: real() + ahead[0])
+
+    def tell(event: str, words: str, **_: object) -> None:
+        ahead[0] = 3600.0 if event == "round" else ahead[0]
+
+    monkeypatch.setattr(work, "time", Clock)
+    running = work.Run(str(made), str(tmp_path), "auto", False, tell)
+    running.work()
+    assert running.results["warnings"] == [
+        "the wall clock jumped by 3600 s while measuring; times are by the monotonic clock"
+    ]
+    assert all(block["p50"] < 1000 for one in running.results["rounds"] for block in one["networks"].values())
 
 
 def test_interrupted_it_says_how_to_go_on(files: list[Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edgekd.bundle.runner.building import engine_settings, kept_engine
 from edgekd.bundle.runner.contents import write_json
 from edgekd.bundle.runner.trtexec import (
+    Trtexec,
     build_flags,
     exported_outputs,
     exported_times,
@@ -22,10 +23,10 @@ from edgekd.bundle.runner.trtexec import (
 )
 
 SAMPLES = Path(__file__).parent / "samples"
-#: Of the lines of --help that matter: those of 8.6 and 10 (NVIDIA/TensorRT, samples/common/sampleOptions.cpp), and of
-#: 11, whose defaults are the other way round.
-USAGE_10 = "--stronglyTyped --skipInference --useCudaGraph --useSpinWait --noDataTransfers --exportTimes=<file>"
-USAGE_11 = "--skipInference --noCudaGraph --useSpinWait --includeDataTransfers --exportTimes=<file>"
+#: Of --help what matters: 8.6 and 10 have these (NVIDIA/TensorRT, samples/common/sampleOptions.cpp). Of 11 public
+#: scripts use --noCudaGraph and --includeDataTransfers, whose opposites are its defaults.
+USAGE_10 = "--stronglyTyped --skipInference --useCudaGraph --useSpinWait --noDataTransfers --exposeDMA"
+USAGE_11 = "--skipInference --noCudaGraph --useSpinWait --includeDataTransfers --exposeDMA"
 
 
 def sample(name: str) -> str:
@@ -133,12 +134,15 @@ def test_timing_options_of_versions_with_other_defaults() -> None:
     """8.6 and 10 copy inputs and launch kernels singly unless told otherwise; 11 has a graph and no copies."""
     shapes = "--shapes=image:1x3x32x32"
     some = network("fp32", False)
-    timed = [shapes, "--useCudaGraph", "--useSpinWait", "--noDataTransfers"]
-    assert run_flags(some, 1, USAGE_10, transfers=False) == timed
-    assert run_flags(some, 1, USAGE_10, transfers=True) == [shapes, "--useCudaGraph", "--useSpinWait"]
-    assert run_flags(some, 1, USAGE_11, transfers=False) == [shapes, "--useSpinWait"]
-    assert run_flags(some, 1, USAGE_11, transfers=True) == [shapes, "--useSpinWait", "--includeDataTransfers"]
-    assert run_flags(network("fp32", False, 1), 1, USAGE_11, transfers=False) == ["--useSpinWait"]
+    assert run_flags(some, 1, USAGE_10) == [shapes, "--useCudaGraph", "--useSpinWait", "--exposeDMA"]
+    assert run_flags(some, 1, USAGE_11) == [shapes, "--useSpinWait", "--includeDataTransfers", "--exposeDMA"]
+    assert run_flags(network("fp32", False, 1), 1, "--useSpinWait") == ["--useSpinWait"]
+
+
+def test_what_was_timed_otherwise_than_asked_is_a_warning() -> None:
+    session = Trtexec.__new__(Trtexec)  # opening one needs the tool
+    session.facts = {"inference_options": inference_options(sample("trtexec-10.3-orin-nx.txt"))}
+    assert session.warnings() == ["trtexec timed with Spin-wait: Disabled", "trtexec timed with ExposeDMA: Disabled"]
 
 
 def test_an_engine_is_used_again_only_by_what_built_it(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import glob
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import numpy as np
 
 from .errors import Failed
 
@@ -24,6 +26,8 @@ P, SIZE = ctypes.c_void_p, ctypes.c_size_t
 SIGNATURES: Dict[str, Any] = {
     "cudaMalloc": (ctypes.POINTER(P), SIZE),
     "cudaFree": (P,),
+    "cudaHostAlloc": (ctypes.POINTER(P), SIZE, ctypes.c_uint),
+    "cudaFreeHost": (P,),
     "cudaMemcpyAsync": (P, P, SIZE, ctypes.c_int, P),
     "cudaStreamCreateWithFlags": (ctypes.POINTER(P), ctypes.c_uint),
     "cudaStreamSynchronize": (P,),
@@ -66,6 +70,17 @@ class Cuda:
 
     def free(self, address: int) -> None:
         self.library.cudaFree(address)
+
+    def pinned(self, shape: Tuple[int, ...], dtype: str) -> "np.ndarray[Any, Any]":
+        """An array in memory of the host that the GPU copies from and to by itself."""
+        size = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
+        pointer = P()
+        self.call("cudaHostAlloc", ctypes.byref(pointer), size, 0)
+        memory = (ctypes.c_char * size).from_address(int(pointer.value or 0))
+        return np.frombuffer(memoryview(memory), dtype, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+    def unpin(self, array: "np.ndarray[Any, Any]") -> None:
+        self.library.cudaFreeHost(array.ctypes.data)
 
     def copy(self, target: int, source: int, size: int, kind: int) -> None:
         self.call("cudaMemcpyAsync", target, source, size, kind, self.stream)

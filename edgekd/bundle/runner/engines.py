@@ -26,7 +26,7 @@ class TensorRT:
     """One network's engine on the GPU."""
 
     name = "tensorrt"
-    timed = "host clock from enqueue to synchronised, inputs and outputs on the GPU"
+    timed = "host clock around copying in, the engine and copying out; parts by CUDA events"
 
     def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any], out: str) -> None:
         self.trt, self.cuda = imported(), Cuda()
@@ -45,8 +45,9 @@ class TensorRT:
             os.unlink(path + ".json")
             raise Failed("TensorRT does not load the engine it built: %s" % logger_of(self.trt).last(), "run it again")
         self.facts: Dict[str, Any] = {"engine": dict(self.identity, bytes=os.path.getsize(path))}
-        self.addresses: List[int] = []
         self.launch: Callable[[], None] = lambda: None
+        self.host: Arrays = {}
+        self.device_addresses: Dict[str, int] = {}
         self.bind()
 
     @staticmethod
@@ -65,12 +66,11 @@ class TensorRT:
             raise Failed("no execution context: %s" % logger_of(self.trt).last(), "is the GPU's memory full?")
         for info in self.network["inputs"]:
             self.context.set_input_shape(info["name"], input_shape(info, self.network["batch"]))
-        self.host: Arrays = {}
-        self.device_addresses: Dict[str, int] = {}
         for i in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(i)
             kind = self.engine.get_tensor_dtype(name).name
-            self.host[name] = np.zeros(tuple(self.context.get_tensor_shape(name)), NUMPY_TYPES[kind])
+            shape = tuple(self.context.get_tensor_shape(name))
+            self.host[name] = self.cuda.pinned(shape, NUMPY_TYPES[kind])
             self.device_addresses[name] = self.cuda.memory(self.host[name].nbytes)
             self.context.set_tensor_address(name, self.device_addresses[name])
         self.inputs = [info["name"] for info in self.network["inputs"]]
@@ -84,9 +84,11 @@ class TensorRT:
         self.launch = launch
 
     def release(self) -> None:
-        for address in getattr(self, "device_addresses", {}).values():
+        for address in self.device_addresses.values():
             self.cuda.free(address)
-        self.device_addresses = {}
+        for array in self.host.values():
+            self.cuda.unpin(array)
+        self.host, self.device_addresses = {}, {}
 
     def _copy(self, names: List[str], kind: int) -> None:
         for name in names:
@@ -114,41 +116,40 @@ class TensorRT:
         return found
 
     def capture(self) -> None:
-        """Calls launch a CUDA graph where the engine can be captured."""
+        """A call copies in, launches a CUDA graph where the engine can be captured, and copies out."""
         self.run(self.fed)
         graph = self.cuda.graph_of(self.launch)
         self.facts["cuda_graph"] = graph is not None
         start, cuda = graph or self.launch, self.cuda
-        self.begin, self.end = cuda.event(), cuda.event()
+        begin, ready, done, end = self.events = [cuda.event() for _ in range(4)]
 
         def call() -> None:
-            start()
-            cuda.synchronize()
-
-        def whole() -> None:
+            cuda.record(begin)
             self._copy(self.inputs, TO_DEVICE)
+            cuda.record(ready)
             start()
+            cuda.record(done)
             self._copy(self.outputs, TO_HOST)
+            cuda.record(end)
             cuda.synchronize()
 
-        self.start, self.call, self.whole = start, call, whole
+        self.call = call
 
     def reopen(self) -> None:
         self.bind()
         self.capture()
 
     def block(self) -> Block:
-        """Host times of calls, then a quarter as many between CUDA events, and with copies of inputs and outputs."""
-        some = max(3, self.kept // 4)
-        taken = {"ns": timed_block(self.call, self.kept), "gpu_ns": [], "end_to_end_ns": []}  # type: Block
-        for _ in range(some):
-            self.cuda.record(self.begin)
-            self.start()
-            self.cuda.record(self.end)
-            self.cuda.synchronize()
-            taken["gpu_ns"].append(int(self.cuda.elapsed_ms(self.begin, self.end) * 1e6))
-        taken["end_to_end_ns"] = timed_block(self.whole, some)
-        return taken
+        """Host times of calls, and by CUDA events what of them is compute and what transfers."""
+        begin, ready, done, end = self.events
+        parts: Block = {"compute_ns": [], "transfers_ns": []}
+
+        def told() -> None:
+            elapsed = self.cuda.elapsed_ms
+            parts["compute_ns"].append(int(elapsed(ready, done) * 1e6))
+            parts["transfers_ns"].append(int((elapsed(begin, ready) + elapsed(done, end)) * 1e6))
+
+        return dict(parts, ns=timed_block(self.call, self.kept, told))
 
     def warnings(self) -> List[str]:
         return (

@@ -116,4 +116,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # whoever read is gone, and the exit code is still the run's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(ended)

@@ -25,7 +25,7 @@ Z95 = 1.959963984540054
 
 #: Calls kept per block, seconds of warm-up, whether it became steady.
 WarmUp = Tuple[int, float, bool]
-#: What a block of calls gives: nanoseconds per call under "ns", and others where the runtime tells them.
+#: What a block of calls gives: nanoseconds per call under "ns", and of its parts where the runtime tells them.
 Block = Dict[str, List[int]]
 
 
@@ -52,8 +52,11 @@ def warmed_up(call: Callable[[], None], protocol: Dict[str, Any]) -> WarmUp:
     return max(MIN_CALLS, round(protocol["block_s"] * 1e9 / typical)), elapsed, bool(steady)
 
 
-def timed_block(call: Callable[[], None], kept: int) -> List[int]:
-    """Nanoseconds of `kept` consecutive calls; a tenth as many, at least two, go before and are not kept."""
+def timed_block(call: Callable[[], None], kept: int, after: Optional[Callable[[], None]] = None) -> List[int]:
+    """Nanoseconds of `kept` consecutive calls; a tenth as many, at least two, go before and are not kept.
+
+    `after` is called after each kept one, outside of its time.
+    """
     clock = time.perf_counter_ns
     for _ in range(max(2, math.ceil(kept / 10))):
         call()
@@ -62,6 +65,8 @@ def timed_block(call: Callable[[], None], kept: int) -> List[int]:
         begin = clock()
         call()
         taken[i] = clock() - begin
+        if after is not None:
+            after()
     return taken
 
 
@@ -111,10 +116,10 @@ def described(block: Block) -> Dict[str, Any]:
     told: Dict[str, Any] = {"p%d" % share: round(float(v), 6) for share, v in zip((50, 90, 95, 99), values)}
     for key in sorted(set(block) - {"ns"}):
         told[key.replace("_ns", "_p50")] = round(float(np.median(block[key])) / 1e6, 6)
-    if len(block["ns"]) > STORED:  # of very fast networks: as many quantiles stand for all calls
-        shares = (np.arange(STORED) + 0.5) / STORED
-        block = dict(block, ns=[int(v) for v in np.quantile(np.asarray(block["ns"]), shares)])
-    return dict(told, **block)
+    kept = block["ns"]
+    if len(kept) > STORED:  # of very fast networks: as many quantiles stand for all calls
+        kept = [int(v) for v in np.quantile(np.asarray(kept), (np.arange(STORED) + 0.5) / STORED)]
+    return dict(told, ns=kept)
 
 
 def settled(rounds: Sequence[Dict[str, Any]], names: Sequence[str], precision: float) -> bool:

@@ -33,13 +33,14 @@ COMPARED = 8
 WIDE = 250
 WARM_UP_MS = 200
 HOUR = 3600.0
-#: What is asked for, the option that turns it on, and how trtexec names it among its inference options. Versions have
-#: other defaults (11 captures a graph and copies nothing, 8 and 10 do the opposite), so all are stated where the tool
-#: knows them, and what it says it did is kept.
+#: What is asked for, and how trtexec names it among its inference options: a call is copying in, the engine as a CUDA
+#: graph, and copying out, one after the other. Versions have other defaults (11 captures a graph and copies nothing, 8
+#: and 10 do the opposite), so every option is given that --help knows, and what the tool says it did is kept.
 TIMED_WITH = (
-    ("--useCudaGraph", "--noCudaGraph", "CUDA Graph", "Enabled"),
-    ("--useSpinWait", "--noSpinWait", "Spin-wait", "Enabled"),
-    ("--noDataTransfers", "--includeDataTransfers", "Data transfers", "Disabled"),
+    ("--useCudaGraph", "CUDA Graph"),
+    ("--useSpinWait", "Spin-wait"),
+    ("--includeDataTransfers", "Data transfers"),
+    ("--exposeDMA", "ExposeDMA"),
 )
 
 
@@ -100,15 +101,11 @@ def build_flags(network: Dict[str, Any], settings: Dict[str, Any], usage: str) -
     return flags
 
 
-def run_flags(network: Dict[str, Any], batch: int, usage: str, *, transfers: bool) -> List[str]:
-    """Options that run an engine, each stated; with `transfers` outputs come back, without they are not copied."""
+def run_flags(network: Dict[str, Any], batch: int, usage: str) -> List[str]:
+    """Options that run an engine, each stated that this trtexec's --help knows; the others are its defaults."""
     shapes = _shapes(network, batch)
     flags = ["--shapes=" + shapes] if shapes else []
-    for on, off, name, _ in TIMED_WITH:
-        wanted = off if transfers and name == "Data transfers" else on
-        if re.search(re.escape(wanted) + r"\b", usage):
-            flags.append(wanted)
-    return flags
+    return flags + [option for option, _ in TIMED_WITH if re.search(re.escape(option) + r"\b", usage)]
 
 
 def _shapes(network: Dict[str, Any], batch: int) -> str:
@@ -146,7 +143,7 @@ class Trtexec:
     """One network's engine, timed by processes of trtexec."""
 
     name = "trtexec"
-    timed = "GPU compute time between CUDA events, as trtexec exports it; no transfers"
+    timed = "trtexec's latency: copying in, the engine and copying out, each between CUDA events"
 
     def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any], out: str) -> None:
         self.usage = said(["--help"], 60.0)
@@ -187,7 +184,7 @@ class Trtexec:
 
     def _times(self, calls: int) -> List[Dict[str, float]]:
         path = self._file("times.json")
-        flags = run_flags(self.network, self.network["batch"], self.usage, transfers=False)
+        flags = run_flags(self.network, self.network["batch"], self.usage)
         lasts = ["--warmUp=%d" % WARM_UP_MS, "--duration=0", "--iterations=%d" % calls, "--exportTimes=" + path]
         text = self._passed(said(["--loadEngine=" + self.path, *flags, *lasts]))
         self.facts.update(inference_options=inference_options(text), performance=performance(text))
@@ -201,7 +198,7 @@ class Trtexec:
             array.tofile(file)
             loads.append("%s:%s" % (name, file))
         path = self._file("output.json")
-        flags = run_flags(self.network, self.network["batch"], self.usage, transfers=True)
+        flags = run_flags(self.network, self.network["batch"], self.usage)
         once = ["--warmUp=0", "--duration=0", "--iterations=1", "--exportOutput=" + path]
         self._passed(said(["--loadEngine=" + self.path, "--loadInputs=" + ",".join(loads), *flags, *once]))
         with open(path, encoding="utf-8") as stream:
@@ -218,7 +215,7 @@ class Trtexec:
         return Trtexec(self.directory, network, self.profile, self.out)
 
     def prepare(self, fed: Arrays, protocol: Dict[str, Any]) -> WarmUp:
-        times = [row["computeMs"] for row in self._times(50)]
+        times = [row["latencyMs"] for row in self._times(50)]
         typical = max(float(np.percentile(times, 25)), 1e-3)
         self.kept = max(MIN_CALLS, round(protocol["block_s"] * 1e3 / typical))
         halves = [float(np.median(half)) for half in np.array_split(np.asarray(times), 2)]
@@ -229,12 +226,16 @@ class Trtexec:
 
     def block(self) -> Block:
         rows = self._times(self.kept)
-        return {"ns": [int(row["computeMs"] * 1e6) for row in rows]}
+        return {
+            "ns": [int(row["latencyMs"] * 1e6) for row in rows],
+            "compute_ns": [int(row["computeMs"] * 1e6) for row in rows],
+            "transfers_ns": [int((row["h2dMs"] + row["d2hMs"]) * 1e6) for row in rows],
+        }
 
     def warnings(self) -> List[str]:
         """What trtexec timed otherwise than it was asked."""
         options = self.facts.get("inference_options", {})
-        wrong = [(name, options[name]) for _, _, name, wanted in TIMED_WITH if options.get(name, wanted) != wanted]
+        wrong = [(name, options[name]) for _, name in TIMED_WITH if options.get(name, "Enabled") != "Enabled"]
         return ["trtexec timed with %s: %s" % pair for pair in wrong]
 
     def close(self) -> None:
