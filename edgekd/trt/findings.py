@@ -10,7 +10,10 @@ __all__ = ["RULES", "Finding", "Rule", "Severity", "found", "summarised"]
 
 Severity = Literal["refused", "float", "note"]
 ORT = "ONNX Runtime's quantize_static:"
-SYMMETRIC = f'{ORT} activation_type and weight_type QInt8, extra_options={{"ActivationSymmetric": True}}'
+SYMMETRIC = (
+    f'{ORT} activation_type and weight_type QInt8, extra_options={{"ActivationSymmetric": True}}; '
+    "PyTorch: observers with dtype torch.qint8 and qscheme per_tensor_symmetric"
+)
 #: Findings of more nodes than these are counted, not named.
 NAMED = 3
 

@@ -45,14 +45,18 @@ STANDARD = {schema.name for schema in onnx.defs.get_all_schemas() if schema.doma
 #: for 11 docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html
 OPSETS = {(8, 5): 17, (9,): 19, (10,): 20, (10, 6): 22, (10, 15): 24, (11,): 25}
 INPUTS = {T.FLOAT, T.FLOAT16, T.BFLOAT16, T.DOUBLE, T.INT8, T.UINT8, T.INT32, T.INT64, T.BOOL}
+#: What reads an input of uint8; a DequantizeLinear that does has a rule of its own.
+BYTE_READERS = {"Cast", "Equal", "Shape", DEQUANTIZE}
 INT64 = np.iinfo(np.int64)
 
 
 def _training(node: NodeProto, graph: Graph) -> bool:
     if node.op_type == "BatchNormalization":
         return bool(attribute(node, "training_mode", 0))
-    mode = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return mode is not None and bool(mode.any())
+    if len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = graph.value(node.input[2])
+    return bool(mode.any()) if mode is not None else node.input[2] in graph.at_run_time
 
 
 def _dilated(node: NodeProto, graph: Graph) -> bool:
@@ -140,7 +144,7 @@ def _input(value: ValueInfoProto, graph: Graph) -> Iterator[Finding]:
     dtype, readers = value.type.tensor_type.elem_type, graph.readers.get(value.name, [])
     if dtype not in INPUTS:
         yield found("input-type", value.name, f"input {value.name} is {type_name(dtype)}")
-    elif dtype == T.UINT8 and (others := [r for r in readers if r.op_type not in ("Cast", DEQUANTIZE)]):
+    elif dtype == T.UINT8 and (others := [r for r in readers if r.op_type not in BYTE_READERS]):
         yield found("input-type", named(others[0]), f"{others[0].op_type} reads input {value.name}, which is uint8")
     elif dtype == T.DOUBLE:
         yield found("double", value.name, f"input {value.name} is float64")
