@@ -117,7 +117,7 @@ def test_a_network_and_weights_of_ones_own(tmp_path: Path, edgekd: Call) -> None
         (["prune", "runs/tiny:distill"], "stage[0].target", None),
         (["prune", "runs/tiny:distill", "--set", "traget.macs=0.5"], "stage[0].traget", "did you mean 'target'?"),
         (["prune", "runs/tiny:quantize", "--set", "target.macs=0.5"], "quantize", "teacher, distill, prune"),
-        (["export", "runs/tiny:quantize", "--target", "trt"], "stage[0].targets[0]", None),
+        (["export", "runs/tiny:quantize", "--target", "trt"], "stage[0].targets: files for TensorRT need", "trt-s8s8"),
         (["distill", "--student", "vit"], "give a recipe, or --teacher and --student", "distill --help"),
         (["distill", "--teacher", "runs/tiny", "--student", "vitt"], "no models called 'vitt'", "did you mean 'vit'?"),
     ],

@@ -83,6 +83,7 @@ def test_a_long_mean_would_be_wrong_in_float16() -> None:
     with np.errstate(over="ignore"):
         assert np.isinf(x.astype(np.float16).sum(1, dtype=np.float16)).all()
     np.testing.assert_array_equal(outputs(half, x), [30, 30])
+    assert types(half)[nodes(half, "ReduceMean")[0].input[0]] == TensorProto.FLOAT
 
 
 def test_an_epsilon_that_float16_would_make_zero_keeps_its_node_in_float32() -> None:
