@@ -296,7 +296,7 @@ def _results(
             latency=latencies.get(candidate.name),
             estimate=estimates.get(candidate.name),
             speedup=speedup(latencies[first.name], latencies[candidate.name]) if latencies else None,
-            **_described(candidate, elsewhere is None),
+            **_described(candidate, profile, elsewhere is None),
             **timed.extras.get(candidate.name, {}),
         )
         for candidate in candidates
@@ -371,12 +371,12 @@ def _judged(
     return found
 
 
-def _described(candidate: Candidate, here: bool) -> dict[str, Any]:
+def _described(candidate: Candidate, profile: Profile, here: bool) -> dict[str, Any]:
     """What the file is. Which of its layers are fused is a matter of the device."""
     layers = optimised_layers(candidate.file)
     metrics = candidate.artifact.manifest.metrics if candidate.artifact else {}
     return {
-        "precision": "int8" if layers["int8"] else "fp32",
+        "precision": "int8" if layers["int8"] else profile.precision if profile.runtime == "torch" else "fp32",
         "size_mb": stored_bytes(candidate.file) / 1e6,
         "parameters": metrics.get("parameters"),
         "macs": metrics.get("macs"),

@@ -80,6 +80,7 @@ def test_a_profile_that_says_torch_is_measured_in_torch(measured):
     assert found.settings["precision"] == "bf16"
     assert found.elsewhere is None
     for variant in found.variants:
+        assert variant.precision == "bf16"
         assert variant.latency.p50.value > 0
         assert variant.latency.parts == {}  # on the CPU all of a call is compute
         assert variant.peak_memory_mb is None  # that of a process with ONNX Runtime would be another's
