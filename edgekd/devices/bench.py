@@ -15,7 +15,7 @@ from ..bundle import read_results
 from ..errors import ArtifactError, UsageError
 from ..profile import Profile, load_profile
 from ..recipe import Recipe
-from .bundled import bundle_at, bundled_profile, is_bundle, run_at
+from .bundled import bundle_at, bundle_given, bundled_profile, run_at
 from .check import not_the_device
 from .known import Device
 from .remote import bundle_key, greet, measured_on, said
@@ -41,9 +41,10 @@ def bench_on(
     Those of a run are in RUN/devices/PROFILE.json too, where reports and gates find them. Called again with the same
     arguments it goes on with what an earlier call has begun. Raises UsageError, StageError or MissingExtra.
     """
-    profile, given = _profile(device, paths, profiles)
     run = run_at(paths)
-    with connected(device) as link, tempfile.TemporaryDirectory(prefix="edgekd-") as directory:
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as directory, connected(device) as link:
+        given = bundle_given(paths, Path(directory))
+        profile = _profile(device, profiles, given)
         there = greet(link, profile)
         if (why := not_the_device(profile, there)) is not None:
             emit(said(f"warning: {why}: outputs are compared there, and no time counts; another --profile?"))
@@ -61,20 +62,19 @@ def not_run(results: Results) -> list[str]:
     return [v.name for p in results.profiles if p.elsewhere is None for v in p.variants if v.latency is None]
 
 
-def _profile(device: Device, paths: Sequence[str], profiles: Sequence[str]) -> tuple[Profile, Path | None]:
-    """What the device is measured as, and the bundle that was given instead of networks."""
-    given = Path(paths[0]) if len(paths) == 1 and is_bundle(Path(paths[0])) else None
+def _profile(device: Device, profiles: Sequence[str], given: Path | None) -> Profile:
+    """What the device is measured as."""
     names = list(profiles) or ([device.profile] if device.profile else [])
     if given is not None:
         profile = bundled_profile(given)
         if profiles and [load_profile(n, "--profile").name for n in profiles] != [profile.name]:
-            raise UsageError(f"{given} was made for {profile.name}", where="--profile", hint="leave it away")
-        return profile, given
+            raise UsageError(f"the bundle was made for {profile.name}", where="--profile", hint="leave it away")
+        return profile
     if len(names) != 1:
         hint = f"--profile NAME, or once: edgekd devices add NAME {shlex.quote(device.host)} --profile NAME"
         what = f"{device.name} is measured as one profile, got {', '.join(names) or 'none'}"
         raise UsageError(what, where="--profile", hint=hint)
-    return load_profile(names[0], "--profile"), None
+    return load_profile(names[0], "--profile")
 
 
 def _read(fetched: Path, bundle: Path, device: Device) -> Results:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import tarfile
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import zstandard
 
 from ..bundle import make_bundle
 from ..bundle.make import MANIFEST, ORDER, BundleFile
+from ..bundle.packing import ENDINGS
 from ..data import load
 from ..errors import ArtifactError, UsageError
 from ..profile import Profile
@@ -17,11 +23,33 @@ from ..recipe import Recipe
 from ..runs import candidates_at, open_run, run_candidates
 from ..scorecard import Candidate, arranged
 
-__all__ = ["bundle_at", "bundled_profile", "is_bundle", "run_at"]
+__all__ = ["bundle_at", "bundle_given", "bundled_profile", "run_at"]
 
 
-def is_bundle(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+def bundle_given(paths: Sequence[str], directory: Path) -> Path | None:
+    """The bundle that is all that was named, unpacked below `directory` where it is an archive; None: no bundle.
+
+    Raises UsageError (no such archive) or ArtifactError (a damaged one).
+    """
+    path = Path(paths[0]) if len(paths) == 1 else Path()
+    if not path.name.endswith(ENDINGS):
+        return path if (path / MANIFEST).is_file() else None
+    try:
+        with path.open("rb") as file:
+            zstd = path.suffix == ".zst"
+            stream = zstandard.ZstdDecompressor().stream_reader(file) if zstd else gzip.GzipFile(fileobj=file)
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    name = PurePosixPath(member.name).name
+                    content = tar.extractfile(member)
+                    if content is None or not name:
+                        raise tarfile.TarError(f"{member.name} is no file")
+                    (directory / name).write_bytes(content.read())
+    except FileNotFoundError as error:
+        raise UsageError(f"no bundle at {path}", where="bench", hint="edgekd export RUN --bundle PATH") from error
+    except (OSError, EOFError, tarfile.TarError, zlib.error, zstandard.ZstdError) as error:
+        raise ArtifactError(f"damaged: {error}", where=str(path), hint="make the bundle again") from error
+    return directory
 
 
 def run_at(paths: Sequence[str]) -> Path | None:

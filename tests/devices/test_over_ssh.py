@@ -23,6 +23,7 @@ from loopback import Server
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.bundle import make_bundle
+from edgekd.bundle.packing import packed
 from edgekd.data import load
 from edgekd.data.digits import digits
 from edgekd.devices import Device
@@ -51,6 +52,7 @@ rounds = {rounds}
 precision = 10.0
 block_s = {block}
 warmup_s = 0.01
+cap_s = 20.0
 batches = [1]
 """
 
@@ -61,7 +63,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("work")
     (directory / "recipe.toml").write_text(RECIPE)
     (directory / "quick.toml").write_text(PROFILE.format(rounds=3, block=0.01))
-    (directory / "slow.toml").write_text(PROFILE.format(rounds=60, block=0.05))
+    (directory / "slow.toml").write_text(PROFILE.format(rounds=40, block=0.05))
     data = digits(16)
     images = (data.train.images.numpy().reshape(len(data.train), -1) / 255 - 0.5) / 0.25
     answers = np.eye(10)[data.train.labels.numpy()]
@@ -153,7 +155,7 @@ def test_files_are_measured_on_a_device_and_nothing_stays_there(
     (tmp_path / "rules.toml").write_text("[gate]\nlatency = { p50 = { regress = 0.5 } }\naccuracy = { min = 0.9 }\n")
     judged = edgekd("gate", str(out), "--rules", str(tmp_path / "rules.toml"), "--baseline", str(out))
     assert judged.code == 1  # the last file is the noisy one
-    assert [line.split()[0] for line in judged.out.splitlines()[:2]] == ["FAIL", "pass"]
+    assert sorted(line.split()[0] for line in judged.out.splitlines()[:2]) == ["FAIL", "pass"]
     files = edgekd("gate", str(out), "--rules", str(tmp_path / "rules.toml"), "--baseline", "fitted.onnx", cwd=work)
     assert files.code == 2
     assert "compared with a JSON" in files.err
@@ -211,7 +213,7 @@ def test_a_dropped_connection_does_not_end_the_run_and_the_same_command_picks_it
     assert again.code == 0, again.err
     assert "runs on device already" in again.err or "has run on device meanwhile" in again.err
     assert "copying" not in again.err
-    assert log.count('"event": "round"') < len(variants(out)["fitted"]["latency"]["round_p50"]) == 60
+    assert log.count('"event": "round"') < len(variants(out)["fitted"]["latency"]["round_p50"])
     assert there(server) == []
 
 
@@ -252,7 +254,7 @@ def test_a_device_that_was_switched_off_goes_on_from_its_last_round(server: Serv
         died = edgekd(*SLOW, cwd=work)
     assert died.code == 3
     assert "the runner ended without a word" in died.err
-    assert re.search(r"\n  round \d+ of 60: fitted ", died.err)  # its last words
+    assert re.search(r"\n  round \d+ of 40: fitted ", died.err)  # its last words
     again = edgekd(*SLOW, cwd=work)
     assert again.code == 0, again.err
     assert "it goes on" in again.err
@@ -318,11 +320,21 @@ def mounted(directory: Path) -> Iterator[None]:
         subprocess.run(["umount", str(directory)], check=True)
 
 
+#: Only where files come behind the program that takes them.
+FLIP = """\
+import sys
+data = bytearray(sys.stdin.buffer.read())
+if len(data) > 40_000:
+    data[-1] ^= 1
+sys.stdout.buffer.write(data)
+"""
+
+
 def test_what_arrives_damaged_is_not_run(server: Server, work: Path, tmp_path: Path, edgekd: Call) -> None:
     """A byte changes on the way, as a broken memory does it: after ssh has checked it."""
     login = (server.directory / "login").read_text()
     flip = tmp_path / "flip.py"
-    flip.write_text("import sys; d = sys.stdin.buffer.read(); sys.stdout.buffer.write(d[:-1] + bytes([d[-1] ^ 1]))")
+    flip.write_text(FLIP)
     server.at_login(f'{login}\npython3 {flip} | sh -c "$SSH_ORIGINAL_COMMAND"\nexit')
     damaged = edgekd(*QUICK, cwd=work)
     assert damaged.code == 3
@@ -407,6 +419,15 @@ def test_a_bundle_brings_its_profile(server: Server, bundle: Path, edgekd: Call)
     wrong = edgekd("bench", str(bundle), "--host", "device", "--profile", "cpu-x86")
     assert wrong.code == 2
     assert "was made for quick" in wrong.err
+    for ending in (".tar.gz", ".tar.zst"):
+        archive = bundle.with_name(f"packed{ending}")
+        packed(bundle, "packed", archive)
+        wrong = edgekd("bench", str(archive), "--host", "device", "--profile", "cpu-x86")
+        assert "was made for quick" in wrong.err
+        archive.write_bytes(archive.read_bytes()[:2000])
+        damaged = edgekd("bench", str(archive), "--host", "device")
+        assert damaged.code == 3
+        assert "damaged: " in damaged.err
     none = edgekd("bench", "x.onnx", "--host", "device")
     assert none.code == 2
     assert "is measured as one profile, got none" in none.err
@@ -426,6 +447,6 @@ def test_another_architecture_is_told_before_and_gives_no_time(
     out = tmp_path / "results.json"
     done = edgekd(*QUICK[:4], "--profile", str(tmp_path / "other.toml"), "--host", "device", "-o", str(out), cwd=work)
     assert done.code == 0, done.err
-    assert f"warning: other is {other}, device is " in done.err
+    assert f"warning: other is {other}, the device is " in done.err
     assert variants(out)["fitted"]["latency"] is None
     assert json.loads(out.read_text())["profiles"][0]["elsewhere"]
