@@ -33,7 +33,7 @@ SINCE = {
     "DeformConv": (10, 1),
 }
 #: TensorRT-RTX 1.7 has no plugin for them.
-PLUGINS = {"NonZero", "RoiAlign", "NonMaxSuppression", "DeformConv"}
+PLUGINS = {"NonZero", "RoiAlign", "NonMaxSuppression", "DeformConv", "LinearAttention"}
 #: Operators beyond ONNX that the parser knows, whatever their domain.
 EXTRA = {
     *("TRT_FP8QuantizeLinear", "TRT_FP8DequantizeLinear", "TRT_INT4QuantizeLinear", "TRT_INT4DequantizeLinear"),
@@ -73,6 +73,7 @@ FORMS: list[tuple[set[str], Callable[[NodeProto, Graph], bool], str]] = [
     ({"MaxPool"}, _second_output, "gives indices, too"),
     ({"LayerNormalization"}, _second_output, "gives mean or deviation, too"),
     ({"MaxPool", "AveragePool", "LpPool"}, _dilated, "is dilated"),
+    ({"LpPool"}, lambda node, graph: attribute(node, "p", 2) not in (1, 2), "has another norm than 1 or 2"),
     ({"Resize"}, lambda node, graph: bool(attribute(node, "antialias", 0)), "wants antialiasing"),
     (
         {"ScatterND"},

@@ -62,13 +62,27 @@ def _moves(graph: Graph, node: NodeProto, reader: NodeProto) -> bool:
         value = graph.value(constant[0]) if constant else None
         return len(constant) == 2 or (value is not None and value.size == 1)
     if node.op_type == "Pad" and attribute(node, "mode", b"constant") == b"constant":
-        value = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-        widths = graph.value(node.input[1]) if len(node.input) > 1 else None
-        if value is None or value.any() or widths is None or reader.op_type not in ("Conv", "Add"):
-            return False
         # Zeros around an image become padding of the convolution; of channels they do not.
-        return reader.op_type == "Add" or not widths.reshape(2, -1)[:, :2].any()
+        return _pads_zeros(graph, node) and (
+            reader.op_type == "Add" or (reader.op_type == "Conv" and _spatial(graph, node))
+        )
     return True
+
+
+def _pads_zeros(graph: Graph, node: NodeProto) -> bool:
+    value = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    given = len(node.input) > 2 and bool(node.input[2])
+    return not attribute(node, "value", 0.0) and (not given or (value is not None and not value.any()))
+
+
+def _spatial(graph: Graph, node: NodeProto) -> bool:
+    """Whether neither the batch nor the channels are padded."""
+    widths = graph.value(node.input[1]) if len(node.input) > 1 else np.asarray(attribute(node, "pads", [0]))
+    axes = graph.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+    if widths is None or widths.size % 2:
+        return False
+    padded = widths.reshape(2, -1).any(0)
+    return not any(axis in (0, 1) for axis in (np.arange(padded.size) if axes is None else axes)[padded])
 
 
 def _equal_scale(graph: Graph, one: NodeProto | None, other: NodeProto) -> bool:

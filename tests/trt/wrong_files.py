@@ -328,6 +328,11 @@ def dilated_pooling(net: Net) -> str:
     return net.add("MaxPool", net.conv(net.input()), kernel_shape=[2, 2], dilations=[2, 2])
 
 
+@wrong("operator-form", "refused")
+def pooling_with_a_cubic_norm(net: Net) -> str:
+    return net.add("LpPool", net.conv(net.input()), kernel_shape=[2, 2], p=3)
+
+
 @wrong("operator-form", "refused", opset=18)
 def antialiased_resizing(net: Net) -> str:
     scales = [net.constant(np.array([], F)), net.constant(np.array([1, 1, 0.5, 0.5], F))]
@@ -541,6 +546,12 @@ def values_that_only_move(net: Net) -> str:
     x = net.add("Slice", x, net.constant(np.array([0])), net.constant(np.array([8])), net.constant(np.array([1])))
     x = net.add("Pad", x, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
     return net.add("MatMul", net.add("Flatten", _conv(net, x)), net.float_weight(16 * 36, 4), name="head")
+
+
+@right(opset=18)
+def padding_of_named_axes(net: Net) -> str:
+    widths = [net.constant(np.array(v)) for v in ([1, 1, 1, 1], [2, -1])]
+    return _conv(net, net.add("Pad", net.pair(net.input()), widths[0], "", widths[1]))
 
 
 @right()
