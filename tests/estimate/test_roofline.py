@@ -299,3 +299,37 @@ def test_bad_input_has_one_message(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said):
             roofline(file, profile)
     assert SHEET["source"] == "made up"
+
+
+@pytest.fixture(scope="module")
+def half(files: dict[str, Path]) -> Path:
+    """The ViT as a file that is typed fp16."""
+    from edgekd.trt.half import in_half
+
+    path = files["vit"].with_name("vit.fp16.onnx")
+    onnx.save(in_half(onnx.load(files["vit"])), path)
+    return path
+
+
+def test_a_file_of_fp16_and_the_wish_for_it_agree(files: dict[str, Path], half: Path) -> None:
+    typed, wished = roofline(half, device()), roofline(files["vit"], device(), precision="fp16")
+    assert (typed.precision, typed.macs) == (wished.precision, wished.macs) == ("fp16", wished.macs)
+    inner = {x.name: (x.precision, x.moved_bytes) for x in wished.layers if x.name.startswith("blocks.")}
+    assert {x.name: (x.precision, x.moved_bytes) for x in typed.layers if x.name in inner} == inner
+
+
+def test_a_real_compiler_fuses_what_is_counted_as_fused(half: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    from edgekd.trt.compiler import compile_onnx
+    from edgekd.trt.layers import engine_layers
+
+    kernels = [k for k in engine_layers(compile_onnx(half, "8.6").log) if k.outputs]
+    ours = roofline(half, device()).layers
+    assert len(ours) <= len(kernels)  # less may be fused there, more would be no bound
+    kinds = {n.name: n.op_type for n in onnx.load(half).graph.node}
+    counted = {x.name: x.ops for x in ours}
+    for block in range(2):
+        for layer, op in (("attn", "Softmax"), ("fc1", "Erf"), ("attn.proj", "Add")):
+            name = f"blocks.{block}.{layer}"
+            assert op in counted[name].split("+")
+            assert any(name in k.nodes and op in {kinds.get(n) for n in k.nodes} for k in kernels), (name, op)
