@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from .device import described_device
 from .engines import TensorRT
 from .errors import FAILED, USAGE, Failed
 from .onnx_runtime import OnnxRuntime
-from .rounds import measure_rounds
+from .rounds import measure_rounds, median_interval
 from .sensors import Sensors
 from .trtexec import Trtexec
 
@@ -91,6 +91,9 @@ class Run:
 
     def work(self) -> None:
         """Build, compare, measure. Raises Failed when the profile's own network, the last, is not right."""
+        if self.results["complete"]:
+            self.tell("complete", "measured already: --again measures anew")
+            return
         inputs, expected = load_arrays(self.directory, "inputs.npz"), load_arrays(self.directory, "expected.npz")
         if "labels" in inputs:
             self.results["labels"] = [int(label) for label in inputs["labels"]]
@@ -102,8 +105,7 @@ class Run:
                 opened[network["name"]] = session
         if not opened:
             raise Failed("no network of the bundle runs here: see `problem` of each in %s" % self.results_path)
-        if not self.results["complete"]:
-            self._measure(opened, inputs)
+        self._measure(opened, inputs)
         for session in opened.values():
             session.close()
 
@@ -174,7 +176,8 @@ class Run:
         return joined, rows
 
     def _measure(self, opened: Dict[str, Any], inputs: Arrays) -> None:
-        number = len(self.results["sessions"])
+        number, rounds = len(self.results["sessions"]), self.results["rounds"]
+        rounds[:] = [done for done in rounds if set(opened) <= set(done["networks"])]  # of those that run now
         session: Dict[str, Any] = {"begun": _now(), "warm_up": {}, "before": self.sensors.snapshot()}
         self.results["sessions"].append(session)
         by_name = {network["name"]: network for network in self.manifest["networks"]}
@@ -205,11 +208,12 @@ class Run:
         try:
             measure_rounds(
                 {name: each.block for name, each in opened.items()},
-                self.protocol, self.results["rounds"], after, number, reopen,
+                self.protocol, rounds, after, number, reopen,
             )  # fmt: skip
         finally:
             self.sensors.stop()
         for name, each in opened.items():
+            self.results["networks"][name].update(each.facts)
             for text in each.warnings():
                 self.warn("%s: %s" % (name, text))
         session["after"], session["ended"] = self.sensors.snapshot(), _now()
@@ -223,6 +227,9 @@ class Run:
         problems = {name: told["problem"] for name, told in self.results["networks"].items() if told["problem"]}
         for name, problem in problems.items():
             self.tell("problem", "%s: %s" % (name, problem), network=name)
+        for name, told in self.results["networks"].items():
+            if told["problem"] is None and self.results["rounds"]:
+                self.tell("result", name + ": " + _figures(told, name, self.results["rounds"]), network=name)
         code = FAILED if problems else 0
         self.tell("done", "written: %s" % self.results_path, code=code, results=self.results_path)
         return code
@@ -248,6 +255,13 @@ def chosen(asked: str, wanted: str) -> Any:
 def _brief(told: Dict[str, Any]) -> Dict[str, Any]:
     brief = {"agreement": told["comparison"]["agreement"], "rms_ratio": told["comparison"]["rms_ratio"]}
     return dict(brief, accuracy=told["judged"]["accuracy"]) if "judged" in told else brief
+
+
+def _figures(told: Dict[str, Any], name: str, rounds: List[Dict[str, Any]]) -> str:
+    """Median of the rounds with its interval, and accuracy, as words."""
+    figures = median_interval([done["networks"][name]["p50"] for done in rounds])
+    words = "%.4g ms (%.4g to %.4g)" % figures
+    return words + ", accuracy %.2f %%" % (100 * told["judged"]["accuracy"]) if "judged" in told else words
 
 
 def _now() -> str:
