@@ -70,8 +70,8 @@ class DeviceSession(OnnxRuntimeSession):
 
     def bound(self, feed: Feed) -> DeviceCall:
         outputs = self.run(feed)
-        native = self._another() if self._another is not None else self._open()
         try:
+            native = self._another() if self._another is not None else self._open()
             call = BoundCall(native, feed, outputs, self._device)
             for _ in range(WARM_UP):
                 call()

@@ -160,10 +160,11 @@ def open_tensorrt(
     cuda_graphs: bool = True,
     engines: str | None = None,
 ) -> TensorRTSession:
-    """Open an engine, or the one that was built from an .onnx file; see `engine_of` for where it is looked for.
+    """Open an engine, or the one that an .onnx file was built into.
 
-    `threads` and `profile_dir` mean nothing here. Raises UsageError (no engine), ArtifactError (a damaged one),
-    MissingExtra (no TensorRT) or StageError (no GPU, another machine's engine, or TensorRT refuses it).
+    That lies beside the file, or in the directory `engines` beside the file's artifact. `threads` and `profile_dir`
+    mean nothing here. Raises UsageError (no engine), ArtifactError (a damaged one), MissingExtra (no TensorRT) or
+    StageError (no GPU, another machine's engine, or TensorRT refuses it).
     """
     path = engine_of(Path(file), engines)
     built = read_engine(path)
