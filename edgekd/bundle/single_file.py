@@ -5,13 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-__all__ = ["MODULES", "runner_source"]
+from .runner import MODULES
 
-#: In the order of their imports.
-MODULES = (
-    "errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "building", "cuda", "engines", "trtexec",
-    "work", "main",
-)  # fmt: skip
+__all__ = ["runner_source"]
+
 DIRECTORY = Path(__file__).with_name("runner")
 HEADER = '''\
 #!/usr/bin/env python3

@@ -17,7 +17,8 @@ import zstandard
 from tiny_bundle import linear, normalised, quick_profile
 
 from edgekd.bundle import BundleFile, make_bundle, runner_source
-from edgekd.bundle.single_file import DIRECTORY, MODULES
+from edgekd.bundle.runner import MODULES
+from edgekd.bundle.single_file import DIRECTORY
 from edgekd.data import Dataset
 from edgekd.errors import StageError, UsageError
 

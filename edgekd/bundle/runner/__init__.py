@@ -3,3 +3,11 @@
 They are written for Python 3.8, NumPy and nothing else, import nothing of edgekd but each other, and no two of them
 may define the same name.
 """
+
+__all__ = ["MODULES"]
+
+#: In the order of their imports.
+MODULES = (
+    "errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "building", "cuda", "engines", "trtexec",
+    "work", "main",
+)  # fmt: skip

@@ -26,7 +26,7 @@ __all__ = [
     "run_flags",
 ]
 
-PLACES_OF_TRTEXEC = ("/usr/src/tensorrt/bin", "/opt/tensorrt/bin", "/usr/local/tensorrt/bin")
+PLACES_OF_TRTEXEC = ("/usr/src/tensorrt/bin", os.path.join("/opt", "tensorrt", "bin"), "/usr/local/tensorrt/bin")
 #: Batches that are compared: each is a process.
 COMPARED = 8
 #: Rows of the engine that judges all images, where the batch is free.
