@@ -70,22 +70,29 @@ def deliver(
 ) -> Delivered:
     """List the files for TensorRT of an export, judge them, build them where asked, and make a bundle; told on stderr.
 
-    profile: instead of the first one with TensorRT of the artifact's recipe; without any, files are listed only.
-    data: as for `recipe_beside`, of an artifact without recipe. The bundle goes to `bundle`, else beside the
-    artifact; engines go beside it, too. Raises UsageError, MissingExtra and StageError as the parts do.
+    profile: the device's; default: the first one of the artifact's recipe, with TensorRT where there are files for
+    it. data: as for `recipe_beside`, of an artifact without recipe. The bundle goes to `bundle`; for TensorRT there is
+    always one, beside the artifact if nothing else is said. Engines go beside it, too.
+    Raises UsageError, MissingExtra and StageError as the parts do.
     """
     files = files_of(artifact)
     for file in files:
         note(_described(file))
     source = find_source(str(artifact.path))
-    chosen = _chosen(profile, source.recipe.profiles if source.recipe else ())
+    chosen = _chosen(profile, source.recipe.profiles if source.recipe else (), bool(files))
     if chosen is None:
-        what = "no profile says which TensorRT is meant"
+        what = "no profile says which TensorRT is meant" if files else "no profile says which device is meant"
         if build or bundle is not None:
             raise UsageError(what, where="--profile", hint="`edgekd profiles list` has those of GPUs and Jetsons")
         note(f"not verified, and no bundle: {what}; give --profile NAME")
         return Delivered(artifact, files)
-    judged = _verified(files, chosen) if verified else []
+    for_tensorrt = bool(files) and chosen.tensorrt is not None
+    if build and not for_tensorrt:
+        hint = "--target trt, and --profile NAME of a device with TensorRT"
+        raise UsageError("there are no files for TensorRT to build from", where="--build", hint=hint)
+    judged = _verified(files, chosen) if verified and for_tensorrt else []
+    if not (for_tensorrt or bundle):
+        return Delivered(artifact, files, judged)
     recipe = recipe_beside(source, str(artifact.path), data, ())
     loaded = load(recipe.data, recipe.seed)
     made = bundle_of(artifact, chosen, bundle or artifact.path.parent / f"bundle-{chosen.name}", loaded)
@@ -95,10 +102,10 @@ def deliver(
     return Delivered(artifact, files, judged, made, engines)
 
 
-def _chosen(name: str | None, others: Sequence[str]) -> Profile | None:
+def _chosen(name: str | None, others: Sequence[str], for_tensorrt: bool) -> Profile | None:
     if name is not None:
-        return profile_with_tensorrt(name)
-    return next((p for p in map(load_profile, others) if p.tensorrt is not None), None)
+        return load_profile(name, "--profile")
+    return next((p for p in map(load_profile, others) if p.tensorrt is not None or not for_tensorrt), None)
 
 
 def _described(file: TrtFile) -> str:

@@ -104,9 +104,7 @@ def export(
     data: DataOption = None,
     target: Annotated[list[str], typer.Option(help="onnx; trt (default where a profile runs TensorRT).")] = [],
     profile: Annotated[str | None, typer.Option(help="The device's profile, instead of the recipe's.")] = None,
-    no_verify: Annotated[
-        bool, typer.Option("--no-verify", help="Do not ask TensorRT about the files.")
-    ] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not ask TensorRT about the files.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Build TensorRT engines, on the device itself.")] = False,
     bundle: Annotated[
         Path | None, typer.Option(help="Where the bundle for the device goes (default: into the run).")
@@ -125,17 +123,19 @@ def export(
     asked = [f"targets={json.dumps(target)}"] if target else []
     if profile is not None:
         asked.append(f"profiles={json.dumps([profile])}")
-    for_tensorrt = build or bundle is not None
-    if for_tensorrt and target and "trt" not in target:
-        raise UsageError("--build and --bundle are for TensorRT", where="--target", hint="--target trt")
-    if profile is not None and ("trt" in target or for_tensorrt):
+    if build and target and "trt" not in target:
+        raise UsageError("engines are TensorRT's", where="--build", hint="--target trt")
+    if profile is not None and (build or "trt" in target):
         from ..exporting import profile_with_tensorrt
 
         profile_with_tensorrt(profile)
     made = _run("export", source, model, weights, data, [*asked, *overrides], out)
+    if bundle is not None and len(made) > 1:
+        hint = f"name one as SOURCE: {', '.join(str(a.path) for a in made)}"
+        raise UsageError(f"{len(made)} exports do not go into one bundle", where="--bundle", hint=hint)
     delivered = []
     for artifact in made:
-        if artifact.manifest.metrics.get("tensorrt"):
+        if artifact.manifest.metrics.get("tensorrt") or bundle is not None or build:
             from ..exporting import deliver
 
             delivered.append(
