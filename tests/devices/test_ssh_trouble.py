@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import subprocess
@@ -45,6 +46,11 @@ def test_a_device_answers_through_the_users_own_configuration(server: Server) ->
         ask(link, "hello")
         assert len((server.directory / "sshd.log").read_text().split("Accepted publickey")) == before
     assert not socket.exists()
+    for _ in range(100):
+        if not server.sessions():
+            break
+        time.sleep(0.05)
+    assert server.sessions() == []  # and the connection with it
     with connected(Device(name="inner", host="inner")) as link:  # its configuration has a jump host
         assert ask(link, "hello")["directory"] == str(server.home / ".cache" / "edgekd")
     with connected(Device(name="port", host="127.0.0.1", port=1)) as link, pytest.raises(StageError, match="refused"):
@@ -164,6 +170,8 @@ def test_a_connection_that_ends_while_the_device_works(server: Server) -> None:
         seen = ask(link, "look", key="k", contents={})
         assert seen["state"] == "running"
         assert seen["holder"]["who"] == "me"
+        assert all(os.getsid(process) not in (0, os.getsid(0)) for process in working_in(home))
+        assert any(os.getsid(process) == process for process in working_in(home))  # a session of its own
         assert not ask(link, "start", key="k", command=["run.py"], who="you")["started"]
         stop(home)
         for _ in range(100):
@@ -173,14 +181,20 @@ def test_a_connection_that_ends_while_the_device_works(server: Server) -> None:
         assert ask(link, "look", key="k", contents={})["state"] == "died"
 
 
-def stop(home: Path) -> None:
-    """Kill what runs in a bundle's directory, as a device does that is switched off."""
+def working_in(home: Path) -> list[int]:
+    """The processes whose directory is a bundle's."""
+    found = []
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
-        try:
+        with contextlib.suppress(OSError):
             if cwd.resolve() == home:
-                os.kill(int(cwd.parent.name), 9)
-        except OSError:
-            continue
+                found.append(int(cwd.parent.name))
+    return found
+
+
+def stop(home: Path) -> None:
+    """Kill what runs there, as a device does that is switched off."""
+    for process in working_in(home):
+        os.kill(process, 9)
 
 
 def test_the_check_of_a_device(server: Server, tmp_path: Path, edgekd: Call) -> None:
