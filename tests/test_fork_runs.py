@@ -146,7 +146,7 @@ def test_rules_judge_each_profiles_file_and_leave_open_what_was_not_measured(don
         open_still = found[ELSEWHERE, rule]
         assert (open_still.verdict, open_still.found) == ("inconclusive", None)
         assert open_still.shown == "not known: arm is aarch64, this machine is x86-64"
-        assert str(open_still.hint).endswith("edgekd bench RUN --profile arm")
+        assert str(open_still.hint).endswith("edgekd bench RUN --profile arm --host USER@DEVICE")
     assert found[ELSEWHERE, "accuracy min"].allowed == "≥ 1.00 %"
     assert done.exit_code == 4
     assert exit_code(gate_stored(done.directory, None, [])[1]) == 4

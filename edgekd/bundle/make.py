@@ -52,9 +52,11 @@ Copy this directory to the device, and there:
     python3 run.py
     cat results.json
 
-run.py needs Python 3.8, NumPy and {runtime}. It checks this directory's files, builds, compares the outputs with
-those of ONNX Runtime, measures, and writes results.json after every round: killed, it goes on where it was.
-Back where edgekd is: `edgekd report results.json`.
+run.py needs Python 3.8, NumPy and {runtime}.
+It checks this directory's files, builds, compares the outputs with those of ONNX Runtime, measures, and writes
+results.json after every round: killed, it goes on where it was. Back where edgekd is:
+
+    edgekd report results.json --format text
 """
 NEEDED = {"tensorrt": "TensorRT (its Python package, or trtexec)", "onnxruntime": "ONNX Runtime"}
 

@@ -95,7 +95,7 @@ def _machine(found: dict[str, Any]) -> Iterator[Check]:
         yield Check(name="jetson", status="ok", found=found["l4t"].splitlines()[0].lstrip("# "))
     if mode := power_mode(found["power"]):
         full = mode.startswith("MAXN")
-        mend = "`sudo nvpmodel -m 0 && sudo jetson_clocks`, if this is not the mode you want"
+        mend = "`sudo nvpmodel -m NUMBER` sets another (/etc/nvpmodel.conf has them), `sudo jetson_clocks` holds clocks"
         yield Check(name="power mode", status="ok" if full else "note", found=mode, hint=None if full else mend)
     if found["governor"]:
         swings = found["governor"] in SWINGING

@@ -117,7 +117,7 @@ def _known_here(profile: ProfileResults, rule: RuleFor) -> bool:
 
 
 def _there(profile: str) -> str:
-    return f"copy the run to that device and measure it there: edgekd bench RUN --profile {profile}"
+    return f"measure it there, over ssh: edgekd bench RUN --profile {profile} --host USER@DEVICE"
 
 
 def _decide(figure: Figure, limit: float, smaller_is_better: bool) -> Literal["pass", "fail", "inconclusive"]:

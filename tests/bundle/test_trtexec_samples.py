@@ -25,8 +25,9 @@ from edgekd.bundle.runner.trtexec import (
 SAMPLES = Path(__file__).parent / "samples"
 #: Of --help what matters: 8.6 and 10 have these (NVIDIA/TensorRT, samples/common/sampleOptions.cpp). Of 11 public
 #: scripts use --noCudaGraph and --includeDataTransfers, whose opposites are its defaults.
-USAGE_10 = "--stronglyTyped --skipInference --useCudaGraph --useSpinWait --noDataTransfers --exposeDMA"
-USAGE_11 = "--skipInference --noCudaGraph --useSpinWait --includeDataTransfers --exposeDMA"
+LEVEL = "--builderOptimizationLevel"
+USAGE_10 = f"--stronglyTyped {LEVEL} --skipInference --useCudaGraph --useSpinWait --noDataTransfers --exposeDMA"
+USAGE_11 = f"{LEVEL} --skipInference --noCudaGraph --useSpinWait --includeDataTransfers --exposeDMA"
 
 
 def sample(name: str) -> str:
@@ -127,7 +128,8 @@ def test_build_options() -> None:
         "--builderOptimizationLevel=3",
         "--skipInference",
     ]
-    assert build_flags(network("fp32", False, 1), always, "")[-1] == "--buildOnly", "what 8.5 called it"
+    oldest = engine_settings(network("fp32", False, 1), {}, "8.5.2")
+    assert build_flags(network("fp32", False, 1), oldest, "--buildOnly") == ["--buildOnly"], "8.5 has no levels"
 
 
 def test_timing_options_of_versions_with_other_defaults() -> None:

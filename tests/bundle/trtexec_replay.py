@@ -14,7 +14,10 @@ import numpy as np
 import onnxruntime
 
 SAMPLES = Path(__file__).parent / "samples"
-USAGE = "--stronglyTyped --skipInference --useCudaGraph --useSpinWait --noDataTransfers --exposeDMA"
+USAGE = (
+    "--stronglyTyped --builderOptimizationLevel --skipInference "
+    "--useCudaGraph --useSpinWait --noDataTransfers --exposeDMA"
+)
 KEYS = ("startH2dMs", "endH2dMs", "startComputeMs", "endComputeMs", "startD2hMs", "endD2hMs")
 
 

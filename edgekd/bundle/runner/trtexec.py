@@ -91,7 +91,8 @@ def build_flags(network: Dict[str, Any], settings: Dict[str, Any], usage: str) -
     if settings["strongly_typed"] and "--stronglyTyped" in usage:
         flags.append("--stronglyTyped")
     flags += ["--" + flag.lower() for flag in settings["flags"]]
-    flags.append("--builderOptimizationLevel=%d" % settings["optimization_level"])
+    if "--builderOptimizationLevel" in usage:  # from 8.6 on
+        flags.append("--builderOptimizationLevel=%d" % settings["optimization_level"])
     if settings["workspace_mb"] is not None:
         flags.append("--memPoolSize=workspace:%d" % settings["workspace_mb"])
     shapes = _shapes(network, settings["batch"])
