@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .artifact import Artifact
+from .artifact import MANIFEST, Artifact
 from .bundle import bundle_of
 from .data import Dataset, load
 from .errors import UsageError
@@ -17,7 +17,10 @@ from .runs import find_source
 from .screen import note
 from .single import recipe_beside
 from .stages.export import as_fed
+from .stages.teaching import load_network
 from .trt import Engine, TrtFile, Verification, build_engines, files_of, verify
+from .trt.build import keeping
+from .trt.torch_tensorrt import build_program, build_with_torch_tensorrt
 
 __all__ = ["Delivered", "deliver", "profile_with_tensorrt"]
 
@@ -34,6 +37,7 @@ class Delivered:
     verified: list[Verification] = field(default_factory=list)
     bundle: Path | None = None
     engines: list[Engine] = field(default_factory=list)
+    programs: list[Path] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -47,6 +51,7 @@ class Delivered:
             "verified": [{**v.model_dump(mode="json"), "ok": v.ok} for v in self.verified],
             "bundle": None if self.bundle is None else str(self.bundle),
             "engines": [str(engine.path) for engine in self.engines],
+            "programs": [str(path) for path in self.programs],
         }
 
 
@@ -65,14 +70,15 @@ def deliver(
     profile: str | None = None,
     data: str | None = None,
     verified: bool = True,
-    build: bool = False,
+    build: Literal["tensorrt", "torch-tensorrt"] | None = None,
     bundle: Path | None = None,
 ) -> Delivered:
     """List the files for TensorRT of an export, judge them, build them where asked, and make a bundle; told on stderr.
 
     profile: the device's; default: the first one of the artifact's recipe, with TensorRT where there are files for
     it. data: as for `recipe_beside`, of an artifact without recipe. The bundle goes to `bundle`; for TensorRT there is
-    always one, beside the artifact if nothing else is said. Engines go beside it, too.
+    always one, beside the artifact if nothing else is said. Engines go beside it, too: of every file with the backend
+    tensorrt; with torch-tensorrt, which takes float networks, one in half precision, and as a program of PyTorch's.
     Raises UsageError, MissingExtra and StageError as the parts do.
     """
     files = files_of(artifact)
@@ -90,16 +96,17 @@ def deliver(
     if build and not for_tensorrt:
         hint = "--target trt, and --profile NAME of a device with TensorRT"
         raise UsageError("there are no files for TensorRT to build from", where="--build", hint=hint)
+    source_network = _network_of(artifact) if build == "torch-tensorrt" else None
     judged = _verified(files, chosen) if verified and for_tensorrt else []
     if not (for_tensorrt or bundle):
         return Delivered(artifact, files, judged)
     recipe = recipe_beside(source, str(artifact.path), data, ())
     loaded = load(recipe.data, recipe.seed)
     made = bundle_of(artifact, chosen, bundle or artifact.path.parent / f"bundle-{chosen.name}", loaded)
-    engines = _engines(artifact, files, chosen, loaded) if build else []
+    engines, programs = _built(artifact, files, chosen, loaded, source_network) if build else ([], [])
     for line in _ways(made, artifact, chosen):
         note(line)
-    return Delivered(artifact, files, judged, made, engines)
+    return Delivered(artifact, files, judged, made, engines, programs)
 
 
 def _chosen(name: str | None, others: Sequence[str], for_tensorrt: bool) -> Profile | None:
@@ -129,12 +136,41 @@ def _verified(files: Sequence[TrtFile], profile: Profile) -> list[Verification]:
     return found
 
 
-def _engines(artifact: Artifact, files: Sequence[TrtFile], profile: Profile, data: Dataset) -> list[Engine]:
+def _network_of(export: Artifact) -> Artifact:
+    """The artifact with the float network that an export was written from. Raises UsageError."""
+    what = "Torch-TensorRT builds from the float network"
+    if export.manifest.quantization is not None:
+        hint = "--backend tensorrt builds the int8 files; or export the stage before quantize"
+        raise UsageError(f"{what}, this one is quantized", where="--backend", hint=hint)
+    if export.manifest.inputs[0].dtype != "float32":
+        what += f", which takes float32, and this export takes {export.manifest.inputs[0].dtype}"
+        raise UsageError(what, where="--backend", hint="--set input=float32, or --backend tensorrt")
+    keys = set(export.manifest.parents.values())
+    for manifest in sorted(export.path.parent.glob(f"*/{MANIFEST}")):
+        if Artifact.open(manifest.parent, verify=False).key in keys:
+            return Artifact.open(manifest.parent)
+    hint = "export into the run (without -o), or --backend tensorrt"
+    raise UsageError(f"{what}, and it does not lie beside the export", where="--backend", hint=hint)
+
+
+def _built(
+    artifact: Artifact, files: Sequence[TrtFile], profile: Profile, data: Dataset, network: Artifact | None
+) -> tuple[list[Engine], list[Path]]:
+    """Engines and programs: from the files, or with Torch-TensorRT where there is a network."""
     directory = artifact.path.parent / f"engines-{profile.name}"
     directory.mkdir(exist_ok=True)
-    images = as_fed(data.test.images[:IMAGES], data, artifact.manifest.inputs[0].dtype)
+    inputs = {"image": as_fed(data.test.images[:IMAGES], data, artifact.manifest.inputs[0].dtype)}
     try:
-        return build_engines(files, profile, directory, {"image": images})
+        if network is None:
+            return build_engines(files, profile, directory, inputs), []
+        made: list[Engine] = []
+        plain = next(file.path for file in files if file.name == "fp32")
+        precision: Literal["fp16", "fp32"] = "fp16" if "fp16" in profile.precisions else "fp32"
+        with keeping([file.path for file in files], made):
+            given = (plain, profile, directory, inputs, precision)
+            made.append(build_with_torch_tensorrt(load_network(network), *given))  # which converts its network
+            program, _ = build_program(load_network(network), *given)
+        return made, [program]
     finally:
         if not any(directory.iterdir()):
             directory.rmdir()
@@ -146,6 +182,6 @@ def _ways(bundle: Path, artifact: Artifact, profile: Profile) -> list[str]:
     unpacked = "" if name == bundle.name else f"tar -xf {bundle.name} && "
     return [
         f"on the device: scp -r {bundle} USER@DEVICE: && ssh USER@DEVICE '{unpacked}cd {name} && python3 run.py'",
-        f"and back here: scp USER@DEVICE:{name}/results.json . && edgekd report results.json",
+        f"and back here: scp USER@DEVICE:{name}/results.json . && edgekd report results.json --format text",
         f"or all of it:  edgekd bench {artifact.path} --host USER@DEVICE --profile {profile.name}",
     ]

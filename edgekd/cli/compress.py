@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,13 @@ from .chain import run_recipe
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
+
+
+class Backend(StrEnum):
+    """Choices of --backend, as `exporting.deliver` takes them."""
+
+    tensorrt = "tensorrt"
+    torch_tensorrt = "torch-tensorrt"
 
 
 @app.command()
@@ -106,6 +114,9 @@ def export(
     profile: Annotated[str | None, typer.Option(help="The device's profile, instead of the recipe's.")] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not ask TensorRT about the files.")] = False,
     build: Annotated[bool, typer.Option("--build", help="Build TensorRT engines, on the device itself.")] = False,
+    backend: Annotated[
+        Backend | None, typer.Option(help="What --build uses: the ONNX files (default), or the PyTorch network.")
+    ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="Where the bundle for the device goes (default: into the run).")
     ] = None,
@@ -125,6 +136,8 @@ def export(
         asked.append(f"profiles={json.dumps([profile])}")
     if build and target and "trt" not in target:
         raise UsageError("engines are TensorRT's", where="--build", hint="--target trt")
+    if backend is not None and not build:
+        raise UsageError("says what engines are built with, and none are asked for", where="--backend", hint="--build")
     if profile is not None and (build or "trt" in target):
         from ..exporting import profile_with_tensorrt
 
@@ -138,8 +151,9 @@ def export(
         if artifact.manifest.metrics.get("tensorrt") or bundle is not None or build:
             from ..exporting import deliver
 
+            made_with = (backend or Backend.tensorrt).value if build else None
             delivered.append(
-                deliver(artifact, profile=profile, data=data, verified=not no_verify, build=build, bundle=bundle)
+                deliver(artifact, profile=profile, data=data, verified=not no_verify, build=made_with, bundle=bundle)
             )
     _show(made, as_json, {str(d.artifact.path): d.document for d in delivered})
     raise typer.Exit(0 if all(d.ok for d in delivered) else 3)

@@ -24,7 +24,7 @@ from ..runtimes.engine_file import BatchRange, Here, write_engine
 from ..runtimes.tensorrt import here
 from ..runtimes.torch_session import DTYPES, Precision
 from .answers import Agreement, agreement, outputs_of
-from .build import Engine, batches_of, check_machine, compared, keeping, timing_cache
+from .build import Engine, batches_of, check_machine, compared, timing_cache
 
 __all__ = ["build_program", "build_with_torch_tensorrt", "exported", "load_torch_tensorrt", "settings_of"]
 
@@ -96,33 +96,32 @@ def build_with_torch_tensorrt(
     """Build `STEM.PRECISION.torch-tensorrt.engine` from a float network and compare it with ONNX Runtime on `inputs`.
 
     `onnx` is the float32 file of the same network; inputs {"image": [N, C, H, W] float32}. `network` is converted.
-    Raises like `build_engines`, and UsageError for settings that Torch-TensorRT does not have.
+    Raises like `build_engines`, without what was kept, and UsageError for settings that Torch-TensorRT does not have.
     """
-    with keeping([onnx], []):
-        wanted = _wanted(profile)
-        compiler, machine, program, span = _prepared(network, profile, inputs, precision)
-        convert = compiler.dynamo.convert_exported_program_to_serialized_trt_engine
-        settings = settings_of(wanted, timing_cache(machine), convert)
-        try:
-            engine = convert(program, arg_inputs=[_input(compiler, span)], **settings)
-        except Exception as error:  # its exceptions have no common base class
-            raise _failed(error, onnx) from error
-        path = directory / f"{onnx.stem}.{precision}.torch-tensorrt.engine"
-        metadata = write_engine(
-            path,
-            engine,
-            onnx,
-            **vars(machine),
-            backend="torch-tensorrt",
-            precision=precision,
-            strongly_typed=True,
-            optimization_level=wanted.optimization_level,
-            workspace_mb=wanted.workspace_mb,
-            version_compatible=wanted.version_compatible,
-            hardware_compatibility=wanted.hardware_compatibility,
-            inputs={"image": span},
-        )
-        return Engine(precision, path, metadata, compared(path, onnx, precision, inputs, span.tuned[0]))
+    wanted = _wanted(profile)
+    compiler, machine, program, span = _prepared(network, profile, inputs, precision)
+    convert = compiler.dynamo.convert_exported_program_to_serialized_trt_engine
+    settings = settings_of(wanted, timing_cache(machine), convert)
+    try:
+        engine = convert(program, arg_inputs=[_input(compiler, span)], **settings)
+    except Exception as error:  # its exceptions have no common base class
+        raise _failed(error, onnx) from error
+    path = directory / f"{_stem(onnx)}.{precision}.torch-tensorrt.engine"
+    metadata = write_engine(
+        path,
+        engine,
+        onnx,
+        **vars(machine),
+        backend="torch-tensorrt",
+        precision=precision,
+        strongly_typed=True,
+        optimization_level=wanted.optimization_level,
+        workspace_mb=wanted.workspace_mb,
+        version_compatible=wanted.version_compatible,
+        hardware_compatibility=wanted.hardware_compatibility,
+        inputs={"image": span},
+    )
+    return Engine(precision, path, metadata, compared(path, onnx, precision, inputs, span.tuned[0]))
 
 
 def build_program(
@@ -132,26 +131,30 @@ def build_program(
 
     `torch_tensorrt.load` opens it. It is compared before it is written. Raises like `build_with_torch_tensorrt`.
     """
-    with keeping([onnx], []):
-        wanted = _wanted(profile)
-        compiler, machine, program, span = _prepared(network, profile, inputs, precision)
-        settings = settings_of(wanted, timing_cache(machine), compiler.dynamo.compile)
-        example = torch.zeros(span.tuned, device="cuda")
-        path = directory / f"{onnx.stem}.{precision}.torch-tensorrt.pt2"
-        try:
-            compiled = compiler.dynamo.compile(
-                program, arg_inputs=[_input(compiler, span)], **settings | {"require_full_compilation": False}
-            )
-            with contextlib.closing(open_session(onnx)) as session:
-                expected = outputs_of(session, inputs, span.tuned[0])
-            found = _logits(compiled, inputs["image"], span.tuned[0])
-            near = agreement(dict.fromkeys(expected, found), expected, precision, str(path))
-            compiler.save(compiled, str(path), output_format="exported_program", arg_inputs=[example])
-        except EdgekdError:
-            raise
-        except Exception as error:  # its exceptions have no common base class
-            raise _failed(error, onnx) from error
-        return path, near
+    wanted = _wanted(profile)
+    compiler, machine, program, span = _prepared(network, profile, inputs, precision)
+    settings = settings_of(wanted, timing_cache(machine), compiler.dynamo.compile)
+    example = torch.zeros(span.tuned, device="cuda")
+    path = directory / f"{_stem(onnx)}.{precision}.torch-tensorrt.pt2"
+    try:
+        compiled = compiler.dynamo.compile(
+            program, arg_inputs=[_input(compiler, span)], **settings | {"require_full_compilation": False}
+        )
+        with contextlib.closing(open_session(onnx)) as session:
+            expected = outputs_of(session, inputs, span.tuned[0])
+        found = _logits(compiled, inputs["image"], span.tuned[0])
+        near = agreement(dict.fromkeys(expected, found), expected, precision, str(path))
+        compiler.save(compiled, str(path), output_format="exported_program", arg_inputs=[example])
+    except EdgekdError:
+        raise
+    except Exception as error:  # its exceptions have no common base class
+        raise _failed(error, onnx) from error
+    return path, near
+
+
+def _stem(onnx: Path) -> str:
+    """`model` of model.fp32.onnx."""
+    return onnx.name.partition(".")[0]
 
 
 def _logits(compiled: nn.Module, images: np.ndarray[Any, Any], batch: int) -> np.ndarray[Any, Any]:

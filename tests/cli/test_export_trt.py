@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,28 @@ def test_engines_are_for_machines_with_tensorrt_and_the_files_stay(run: Path, ed
     assert not list(run.glob("engines-*"))
 
 
+@pytest.mark.skipif(find_spec("torch_tensorrt") is not None, reason="Torch-TensorRT is here")
+def test_torch_tensorrt_is_asked_for_by_name_and_the_files_stay(run: Path, edgekd: Call) -> None:
+    asked = ("--no-verify", "--build", "--backend", "torch-tensorrt")
+    done = edgekd("export", f"{run}:teacher", "--target", "trt", *ORIN, *asked)
+    assert (done.code, done.out) == (3, "")
+    assert "Torch-TensorRT does not run here: not installed" in done.err
+    assert done.err.rstrip().endswith("kept: model.fp16.onnx, model.fp32.onnx")
+    assert not list(run.glob("engines-*"))
+
+
+def test_torch_tensorrt_takes_float_networks_only(run: Path, edgekd: Call) -> None:
+    asked = ("--target", "trt", *ORIN, "--no-verify", "--build", "--backend", "torch-tensorrt")
+    quantized = edgekd("export", f"{run}:quantize", *asked)
+    bytes_taken = edgekd("export", f"{run}:teacher", *asked, "--set", 'input="uint8"')
+    for done, what in ((quantized, "this one is quantized"), (bytes_taken, "this export takes uint8")):
+        assert (done.code, done.out) == (2, "")
+        assert f"Torch-TensorRT builds from the float network, {what}" in done.err.replace(
+            "which takes float32, and ", ""
+        )
+        assert "--backend tensorrt" in done.err
+
+
 def test_a_device_without_tensorrt_gets_a_bundle_of_the_plain_file(run: Path, tmp_path: Path, edgekd: Call) -> None:
     bundle = tmp_path / "pi"
     done = edgekd("export", f"{run}:teacher", "--profile", "cpu-arm64", "--bundle", str(bundle))
@@ -146,6 +169,7 @@ def test_a_device_without_tensorrt_gets_a_bundle_of_the_plain_file(run: Path, tm
         (["--target", "trt", "--profile", "cpu-x86"], "profile cpu-x86 runs onnxruntime, not TensorRT"),
         (["--target", "trt", "--profile", "jetson-orin"], "no profile 'jetson-orin'"),
         (["--target", "onnx", "--build"], "engines are TensorRT's"),
+        (["--target", "trt", "--backend", "torch-tensorrt"], "--backend: says what engines are built with"),
         (["--target", "tensorrt"], "stage[0].targets[0]"),
         (["--target", "trt", "--bundle", "b"], "no profile says which TensorRT is meant"),
     ],
