@@ -230,4 +230,4 @@ def test_networks_measured_on_this_machine(tmp_path: Path) -> None:
     assert 0 < own.low <= own.value <= own.high < 1
     assert own.off_by is not None
     assert own.off_by >= 1
-    assert found.notes == []
+    assert found.notes == [f"{tmp_path / 'results.json'}: {text}" for text in profile.warnings]  # of a busy machine
