@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 from loopback import Server, serving
+from small_bench import write_work
 
 
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with fitted.onnx, noisy.onnx, recipe.toml, quick.toml and slow.toml; tests add what they need."""
+    directory = tmp_path_factory.mktemp("work")
+    write_work(directory)
+    return directory
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +20,39 @@ import numpy as np
 import onnx
 import pytest
 from loopback import Server
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from processes import spawn
+from small_bench import QUICK, there, variants
 
-from edgekd.bundle import make_bundle
-from edgekd.bundle.packing import packed
 from edgekd.data import load
-from edgekd.data.digits import digits
 from edgekd.devices import Device
 from edgekd.devices.ssh import ask, connected
-from edgekd.profile import load_profile
 from edgekd.recipe import load_recipe
 
 Call = Callable[..., Any]
-RECIPE = """\
-version = 1
-name = "small"
-data = { use = "digits", size = 16, batch = 128 }
-profiles = ["quick.toml"]
-[teacher]
-model = { use = "cifar-resnet", depth = 8, width = 4 }
-epochs = 1
-[[stage]]
-use = "export"
-[gate]
-size_mb = { max = 1.0 }
-"""
-PROFILE = """\
-extends = "cpu-x86"
-[protocol]
-rounds = {rounds}
-precision = 10.0
-block_s = {block}
-warmup_s = 0.01
-cap_s = 20.0
-batches = [1]
-"""
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a recipe, profiles, and two linear classifiers of digits: fitted, and the same with noise."""
-    directory = tmp_path_factory.mktemp("work")
-    (directory / "recipe.toml").write_text(RECIPE)
-    (directory / "quick.toml").write_text(PROFILE.format(rounds=3, block=0.01))
-    (directory / "slow.toml").write_text(PROFILE.format(rounds=40, block=0.05))
-    data = digits(16)
-    images = (data.train.images.numpy().reshape(len(data.train), -1) / 255 - 0.5) / 0.25
-    answers = np.eye(10)[data.train.labels.numpy()]
-    weights = np.linalg.lstsq(images, answers, rcond=1e-3)[0].astype(np.float32)
-    noise = np.random.default_rng(0).normal(0, weights.std(), weights.shape).astype(np.float32)
-    for name, values in (("fitted", weights), ("noisy", weights + 2 * noise)):
-        graph = helper.make_graph(
-            [helper.make_node("Flatten", ["x"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
-            name,
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16, 16])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-            [numpy_helper.from_array(values, "w")],
-        )
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10),
-                  directory / f"{name}.onnx")  # fmt: skip
-    return directory
-
-
-def there(server: Server) -> list[Path]:
-    """The bundles that lie on the device."""
-    return [path.parent for path in server.home.glob(".cache/edgekd/*/bundle.json")]
 
 
 def begun(server: Server, rounds: int = 2) -> Path:
-    """Wait until a run on the device has done some rounds."""
+    """Wait until a run on the device has done some rounds; it is stopped then, until a signal lets it go on."""
     for _ in range(6000):
         for home in there(server):
             with contextlib.suppress(FileNotFoundError):
                 if (home / ".log").read_text().count('"event": "round"') >= rounds:
+                    signalled(home, signal.SIGSTOP)
                     return home
         time.sleep(0.05)
     raise AssertionError("nothing has begun")
+
+
+def signalled(home: Path, number: signal.Signals) -> list[int]:
+    """Send a signal to what runs in a bundle's directory: its processes."""
+    found = []
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if cwd.resolve() == home:
+                found.append(int(cwd.parent.name))
+                os.kill(found[-1], number)
+    return found
 
 
 @contextlib.contextmanager
@@ -115,12 +72,6 @@ def meanwhile(do: Callable[[], Any]) -> Iterator[None]:
     thread.join()
     if failed:
         raise failed[0]
-
-
-def variants(file: Path) -> dict[str, Any]:
-    document = json.loads(file.read_text())
-    (profile,) = document["profiles"]
-    return {v["name"]: v for v in profile["variants"]}
 
 
 def test_files_are_measured_on_a_device_and_nothing_stays_there(
@@ -164,8 +115,8 @@ def test_files_are_measured_on_a_device_and_nothing_stays_there(
 @pytest.fixture(scope="module")
 def small_run(work: Path) -> Path:
     """A run of a teacher and its export, as a process of its own."""
-    command = [sys.executable, "-m", "edgekd", "run", "recipe.toml"]
-    subprocess.run(command, cwd=work, check=True, capture_output=True)
+    done = spawn("run", "recipe.toml", cwd=work)
+    assert done.code == 0, done.err
     return work / "runs" / "small"
 
 
@@ -194,7 +145,6 @@ def test_what_a_device_measured_of_a_run_is_in_its_report_and_its_gate(
     assert "slow" not in edgekd("report", "runs/small", "--format", "md", cwd=work).out
 
 
-QUICK = ["bench", "fitted.onnx", "--recipe", "recipe.toml", "--profile", "quick.toml", "--host", "device"]
 SLOW = ["bench", "fitted.onnx", "--recipe", "recipe.toml", "--profile", "slow.toml", "--host", "device"]
 
 
@@ -208,6 +158,7 @@ def test_a_dropped_connection_does_not_end_the_run_and_the_same_command_picks_it
     assert "the same command picks it up" in lost.err
     [home] = there(server)
     log = (home / ".log").read_text()
+    signalled(home, signal.SIGCONT)
     out = tmp_path / "results.json"
     again = edgekd(*SLOW, "-o", str(out), cwd=work)
     assert again.code == 0, again.err
@@ -217,16 +168,21 @@ def test_a_dropped_connection_does_not_end_the_run_and_the_same_command_picks_it
     assert there(server) == []
 
 
+#: A shell's background jobs ignore SIGINT, and pass that on to the processes of a test run started so.
+HEEDING = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupt_here_leaves_the_run_there(server: Server, work: Path, edgekd: Call) -> None:
     command = [sys.executable, "-m", "edgekd", *SLOW]
-    with subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True) as stopped:
-        begun(server)
+    with subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True, preexec_fn=HEEDING) as stopped:
+        home = begun(server)
         stopped.send_signal(signal.SIGINT)
         _, said = stopped.communicate()
     assert stopped.returncode == 130
     assert "the run goes on on device; the same command picks it up" in said
+    signalled(home, signal.SIGCONT)
     for _ in range(6000):
-        if (there(server)[0] / ".ended").exists():
+        if (home / ".ended").exists():
             break
         time.sleep(0.05)
     again = edgekd(*SLOW, cwd=work)
@@ -262,11 +218,9 @@ def test_a_device_that_was_switched_off_goes_on_from_its_last_round(server: Serv
 
 
 def stop(home: Path) -> None:
-    """Kill what runs in a bundle's directory."""
-    for cwd in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):
-            if cwd.resolve() == home:
-                os.kill(int(cwd.parent.name), 9)
+    """Kill what runs in a bundle's directory, and wait until it is gone."""
+    while signalled(home, signal.SIGKILL):
+        time.sleep(0.05)
 
 
 def test_what_is_kept_is_checked_by_its_hash_and_measured_anew(server: Server, work: Path, edgekd: Call) -> None:
@@ -341,97 +295,6 @@ def test_what_arrives_damaged_is_not_run(server: Server, work: Path, tmp_path: P
     assert "arrived damaged: " in damaged.err
     server.at_login(login)
     assert edgekd(*QUICK, cwd=work).code == 0
-
-
-@pytest.fixture
-def bundle(work: Path, tmp_path: Path) -> Path:
-    """A bundle whose runner tests replace."""
-    return make_bundle([work / "fitted.onnx"], tmp_path / "own", load_profile(str(work / "quick.toml")), None)
-
-
-def with_runner(bundle: Path, text: str) -> None:
-    """Another run.py, as the manifest says."""
-    (bundle / "run.py").write_text(text)
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    manifest["files"]["run.py"] = [hashlib.sha256(text.encode()).hexdigest(), len(text.encode())]
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-
-
-def test_a_bundle_that_is_damaged_here_is_not_sent(server: Server, bundle: Path, edgekd: Call) -> None:
-    (bundle / "fitted.onnx").write_bytes((bundle / "fitted.onnx").read_bytes()[:-1] + b"\0")
-    damaged = edgekd("bench", str(bundle), "--host", "device")
-    assert damaged.code == 3
-    assert "fitted.onnx is corrupted" in damaged.err
-    (bundle / "bundle.json").write_text("{")
-    assert "the manifest is damaged" in edgekd("bench", str(bundle), "--host", "device").err
-    assert there(server) == []
-
-
-def test_a_runner_that_fails_is_quoted_and_the_next_call_begins_anew(
-    server: Server, bundle: Path, edgekd: Call
-) -> None:
-    with_runner(bundle, "import sys\nprint('no such \\33[31mkernel')\nsys.exit('and no hope')\n")
-    for _ in range(2):
-        failed = edgekd("bench", str(bundle), "--host", "device")
-        assert failed.code == 3
-        assert "the runner failed with status 1" in failed.err
-        assert "no such [31mkernel" in failed.err  # without what would steer the terminal
-        assert "and no hope" in failed.err
-        assert "has run on device meanwhile" not in failed.err
-
-
-def test_results_of_another_bundle_are_not_taken(server: Server, bundle: Path, edgekd: Call) -> None:
-    done = edgekd("bench", str(bundle), "--host", "device", "--keep")
-    assert done.code == 0, done.err
-    [home] = there(server)
-    other = (home / "results.json").read_text().replace('"bundle":"', '"bundle":"0')
-    with_runner(bundle, f"open('results.json', 'w').write({other!r})\n")
-    refused = edgekd("bench", str(bundle), "--host", "device")
-    assert refused.code == 3
-    assert "the results of another bundle" in refused.err
-    assert len(there(server)) == 2  # what it wrote is still there
-
-
-def test_one_network_of_several_that_is_wrong_leaves_the_others_their_figures(
-    server: Server, work: Path, tmp_path: Path, edgekd: Call
-) -> None:
-    bundle = make_bundle(
-        [work / "fitted.onnx", work / "noisy.onnx"], tmp_path / "two", load_profile(str(work / "quick.toml")), None
-    )
-    expected = dict(np.load(bundle / "expected.npz"))
-    np.savez(bundle / "expected.npz", **{**expected, "noisy.y": expected["noisy.y"] * 3})
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    content = (bundle / "expected.npz").read_bytes()
-    manifest["files"]["expected.npz"] = [hashlib.sha256(content).hexdigest(), len(content)]
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
-    out = tmp_path / "results.json"
-    done = edgekd("bench", str(bundle), "--host", "device", "-o", str(out))
-    assert done.code == 3
-    assert "error: noisy did not run there" in done.err
-    assert "outputs differ from ONNX Runtime's" in done.err
-    found = variants(out)
-    assert found["noisy"]["latency"] is None
-    assert found["fitted"]["latency"]["p50"]["value"] > 0
-    assert there(server) == []
-
-
-def test_a_bundle_brings_its_profile(server: Server, bundle: Path, edgekd: Call) -> None:
-    wrong = edgekd("bench", str(bundle), "--host", "device", "--profile", "cpu-x86")
-    assert wrong.code == 2
-    assert "was made for quick" in wrong.err
-    for ending in (".tar.gz", ".tar.zst"):
-        archive = bundle.with_name(f"packed{ending}")
-        packed(bundle, "packed", archive)
-        wrong = edgekd("bench", str(archive), "--host", "device", "--profile", "cpu-x86")
-        assert "was made for quick" in wrong.err
-        archive.write_bytes(archive.read_bytes()[:2000])
-        damaged = edgekd("bench", str(archive), "--host", "device")
-        assert damaged.code == 3
-        assert "damaged: " in damaged.err
-    none = edgekd("bench", "x.onnx", "--host", "device")
-    assert none.code == 2
-    assert "is measured as one profile, got none" in none.err
-    assert edgekd("bench", "x.onnx", "--keep").code == 2
 
 
 def test_another_architecture_is_told_before_and_gives_no_time(

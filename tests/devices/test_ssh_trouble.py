@@ -46,7 +46,7 @@ def test_a_device_answers_through_the_users_own_configuration(server: Server) ->
         ask(link, "hello")
         assert len((server.directory / "sshd.log").read_text().split("Accepted publickey")) == before
     assert not socket.exists()
-    for _ in range(100):
+    for _ in range(6000):
         if not server.sessions():
             break
         time.sleep(0.05)
@@ -174,7 +174,7 @@ def test_a_connection_that_ends_while_the_device_works(server: Server) -> None:
         assert any(os.getsid(process) == process for process in working_in(home))  # a session of its own
         assert not ask(link, "start", key="k", command=["run.py"], who="you")["started"]
         stop(home)
-        for _ in range(100):
+        for _ in range(6000):
             if ask(link, "look", key="k", contents={})["state"] != "running":
                 break
             time.sleep(0.05)
