@@ -31,11 +31,11 @@ import numpy as np
 from edgekd.artifact import write_atomically
 from edgekd.bench import Results, environment, unpacked
 from edgekd.bundle import BundleFile, make_bundle, read_results
+from edgekd.candidates import candidate_of
 from edgekd.data import Dataset, load
 from edgekd.profile import Protocol, load_profile
 from edgekd.recipe import load_recipe
 from edgekd.runs import find_source
-from edgekd.scorecard import candidate_of
 
 #: Results as edgekd reads them and as they are, and seconds.
 Ran = tuple[Results, dict[str, Any], float]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,15 +19,15 @@ from typing import Any
 import torch
 
 from edgekd.artifact import Artifact, write_atomically
-from edgekd.bench import disturbances, environment, evaluate, others_busy, paired_ratio, round_medians, side_by_side
+from edgekd.bench import disturbances, environment, others_busy, paired_ratio, round_medians, side_by_side
+from edgekd.candidates import candidate_of
 from edgekd.data import Dataset
 from edgekd.errors import EdgekdError
 from edgekd.onnx_file import optimised_layers, stored_bytes
 from edgekd.pipeline import plan, run_steps
 from edgekd.profile import load_profile
 from edgekd.recipe import Recipe, parse_recipe
-from edgekd.runtimes import open_session
-from edgekd.scorecard import candidate_of
+from edgekd.scorecard import answers
 
 PROFILE = "cpu-x86"
 TAUGHT = [{"use": "ce", "weight": 0.1}, {"use": "mse-logits", "weight": 0.9}]
@@ -148,14 +147,7 @@ def _run(options: argparse.Namespace, stages_of: Callable[[str, int, argparse.Na
 
 def accuracy(file: Path, data: Dataset) -> float:
     """Of a model file in ONNX Runtime, on all test images."""
-    from edgekd.scorecard import _normaliser
-
-    session = open_session(file, threads=os.cpu_count() or 1)
-    try:
-        logits = evaluate(session, data.test.images.numpy(), _normaliser(data))
-    finally:
-        session.close()
-    return float((logits.argmax(1) == data.test.labels.numpy()).mean())
+    return float((answers(file, data).argmax(1) == data.test.labels.numpy()).mean())
 
 
 def measured(files: Mapping[str, Path], data: Dataset) -> dict[str, Any]:

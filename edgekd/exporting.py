@@ -70,15 +70,16 @@ def deliver(
     profile: str | None = None,
     data: str | None = None,
     verified: bool = True,
-    build: Literal["tensorrt", "torch-tensorrt"] | None = None,
+    build: str | None = None,
     bundle: Path | None = None,
 ) -> Delivered:
     """List the files for TensorRT of an export, judge them, build them where asked, and make a bundle; told on stderr.
 
     profile: the device's; default: the first one of the artifact's recipe, with TensorRT where there are files for
-    it. data: as for `recipe_beside`, of an artifact without recipe. The bundle goes to `bundle`; for TensorRT there is
-    always one, beside the artifact if nothing else is said. Engines go beside it, too: of every file with the backend
-    tensorrt; with torch-tensorrt, which takes float networks, one in half precision, and as a program of PyTorch's.
+    it. build: the backend, tensorrt or torch-tensorrt. data: as for `recipe_beside`, of an artifact without recipe. The
+    bundle goes to `bundle`; for TensorRT there is always one, beside the artifact if nothing else is said. Engines go
+    beside it, too: of every file with the backend tensorrt; with torch-tensorrt, which takes float networks, one in
+    half precision, and as a program of PyTorch's.
     Raises UsageError, MissingExtra and StageError as the parts do.
     """
     files = files_of(artifact)

@@ -9,6 +9,7 @@ from typing import Any
 
 from .artifact import MANIFEST, Artifact
 from .bench import Results, Samples, paired_ratio, ratios_known, round_medians
+from .candidates import Candidate
 from .data import Dataset, load
 from .errors import UsageError, nearest
 from .gate import OWN_METRICS, Baseline, RuleFor, Verdict
@@ -16,7 +17,7 @@ from .profile import Profile
 from .recipe import Component, Recipe, load_recipe
 from .registry import load_plugin
 from .runs import bench_paths, find_source
-from .scorecard import Candidate, measure
+from .scorecard import measure
 from .tasks import make_task
 from .verdicts import judge_results, judge_stored, rules_of, stored
 
@@ -105,7 +106,7 @@ def final_file(directory: Path, profile: str | None = None) -> Candidate:
             continue
         artifact = Artifact.open(manifest.parent)
         if artifact.manifest.kind == "export":
-            return Candidate(last.name, artifact.file("model.onnx"), artifact)
+            return Candidate(last.name, artifact.file("model.onnx"), artifact, takes="own")
         for file in sorted((directory / ".onnx").glob(f"*-{artifact.key[:12]}-*.onnx")):
             return Candidate(last.name, file, artifact)
     raise UsageError(
@@ -129,7 +130,7 @@ def _model(text: str, profile: str | None = None) -> Candidate:
     artifact = find_source(text).artifact
     if artifact.manifest.kind != "export":
         raise UsageError(f"{text} is no exported model", where="--baseline", hint="give the run that it lies in")
-    return Candidate(BASELINE, artifact.file("model.onnx"), artifact)
+    return Candidate(BASELINE, artifact.file("model.onnx"), artifact, takes="own")
 
 
 def _measured_beside(

@@ -26,7 +26,7 @@ from .runtimes.metadata import parse_metadata
 from .runtimes.onnx_model import read_onnx as read
 from .runtimes.optimised import FLOAT_KERNELS, INTEGER_KERNELS, optimised_graph
 
-__all__ = ["compare", "export_onnx", "optimised_layers", "read", "read_metadata", "stored_bytes"]
+__all__ = ["compare", "export_onnx", "optimised_layers", "read", "read_metadata", "stored_bytes", "stored_precision"]
 
 #: TensorRT 8.6 takes no newer one.
 LOWEST_OPSET = 17
@@ -35,6 +35,7 @@ EXPORTED_OPSET = 18
 #: protobuf's limit on one file.
 LARGEST = 2**31 - 1
 MOST_IMAGES = 65536
+HALVES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 
 #: Operators behind which a constant is still the same weight.
 STILL = {"DequantizeLinear", "Transpose", "Identity", "Cast", "Reshape"}
@@ -309,6 +310,18 @@ def optimised_layers(path: Path) -> dict[str, int]:
         "int8": sum(n for kind, n in kinds.items() if kind in INTEGER_KERNELS),
         "float": sum(n for kind, n in kinds.items() if kind in FLOAT_KERNELS),
     }
+
+
+def stored_precision(path: Path) -> str:
+    """What an ONNX file says of its layers: fp32, fp16, bf16, or int8, with +fp16 where the rest of it is typed so."""
+    graph = onnx.load(path, load_external_data=False).graph
+    kinds = {node.op_type for node in graph.node}
+    types = {tensor.data_type for tensor in graph.initializer}
+    types |= {a.t.data_type for node in graph.node if node.op_type == "Constant" for a in node.attribute}
+    half = next((name for kind, name in HALVES.items() if kind in types), "")
+    if any(kind in ("QuantizeLinear", "DequantizeLinear") or kind in INTEGER_KERNELS for kind in kinds):
+        return f"int8+{half}" if half else "int8"
+    return half or "fp32"
 
 
 def stored_bytes(path: Path) -> int:

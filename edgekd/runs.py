@@ -14,6 +14,7 @@ from . import ranks
 from .artifact import MANIFEST, Artifact, locked, write_atomically
 from .bench import Results, Samples, environment
 from .bench.devices import with_devices
+from .candidates import Candidate, arranged, candidate_of
 from .errors import EdgekdError, UsageError, nearest
 from .events import recording
 from .forks import branch_of, ending_of
@@ -22,7 +23,7 @@ from .pipeline import Plan, plan, run_steps
 from .profile import Profile, load_profile, lowest_opset
 from .recipe import Component, Recipe, load_recipe, parse_recipe
 from .report import render
-from .scorecard import Candidate, arranged, candidate_of, lineage_of, measure
+from .scorecard import lineage_of, measure
 from .tasks import make_task
 from .verdicts import judge_results
 
@@ -355,7 +356,7 @@ def candidates_at(
             raise UsageError("no recipe beside this artifact names its data", where=text, hint="give --recipe FILE")
         name = _unique(source.name, [*beside, *found])
         if source.artifact.manifest.kind == "export":
-            found.append(Candidate(name, source.artifact.file("model.onnx"), source.artifact))
+            found.append(Candidate(name, source.artifact.file("model.onnx"), source.artifact, takes="all"))
         else:
             assert recipe is not None
             cache = source.artifact.path.parent / ".onnx"

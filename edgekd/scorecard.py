@@ -42,71 +42,23 @@ from .bench import (
     throughput,
     unsteadiness,
 )
+from .candidates import Candidate, arranged
 from .data import Dataset
 from .errors import StageError, UsageError
 from .estimate import estimates_of
-from .forks import made_for
-from .onnx_file import optimised_layers, stored_bytes
+from .onnx_file import optimised_layers, stored_bytes, stored_precision
 from .profile import Profile
 from .runtimes import Feed, Session, open_for, open_session
-from .stages.export import write_onnx
 from .stages.network import open_network
 from .tasks import Task
 
-__all__ = ["Candidate", "arranged", "candidate_of", "lineage_of", "measure"]
+__all__ = ["answers", "lineage_of", "measure"]
 
 Array = np.ndarray[Any, Any]
 #: How many the scenario `offline` has at once.
 SET_IMAGES = 1024
 #: A larger matrix of confusions would be most of results.json.
 MAX_CONFUSION_CLASSES = 100
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model file to measure, and the artifact it comes from (None: somebody else's file).
-
-    `branch` is the scheme whose branch of a fork it stands on.
-    """
-
-    name: str
-    file: Path
-    artifact: Artifact | None
-    branch: str = ""
-
-    @property
-    def key(self) -> str:
-        return self.artifact.key if self.artifact else ""
-
-    @property
-    def scheme(self) -> str | None:
-        """The quantization scheme it was made for; None for a float network, and where it is not known."""
-        return self.branch or (made_for(self.artifact) if self.artifact else None)
-
-
-def arranged(candidates: Sequence[Candidate], profile: Profile) -> list[Candidate]:
-    """In their order, but with this profile's own file last: the other branches of a fork stand before its own."""
-    own = [c for c in candidates if c.branch in ("", profile.scheme)]
-    at = next((i for i, c in enumerate(own) if c.branch), None)
-    if at is None:
-        return list(candidates)
-    return [*own[:at], *(c for c in candidates if c not in own), *own[at:]]
-
-
-def candidate_of(artifact: Artifact, name: str, data: Dataset, opset: int, cache: Path) -> Candidate:
-    """The file of an `export` artifact, or an export of any other one (kept in `cache` by its key)."""
-    if artifact.manifest.kind == "export":
-        return Candidate(name, artifact.file("model.onnx"), artifact)
-    file = cache / f"{name}-{artifact.key[:12]}-opset{opset}.onnx"
-    if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            write_onnx(artifact, temporary, data, opset=opset)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return Candidate(name, file, artifact)
 
 
 def lineage_of(artifact: Artifact, name: str) -> Lineage:
@@ -149,10 +101,15 @@ def measure(
     that fails).
     """
     surroundings = environment()
-    judged = {c.name: _accuracy(c, data, emit) for c in candidates} if data is not None else {}
+    orders = [arranged(candidates, profile) for profile in profiles]
+    judged: dict[Path, Array] = {}
+    for candidate in (c for ordered in orders for c in ordered):
+        if data is not None and candidate.file not in judged:
+            emit({"event": "accuracy", "variant": candidate.name, "images": len(data.test)})
+            judged[candidate.file] = answers(candidate.file, data)
     rows, raw = [], {}
-    for profile in profiles:
-        ordered, timed, elsewhere = arranged(candidates, profile), _Timed(), not_here(profile, surroundings)
+    for profile, ordered in zip(profiles, orders, strict=True):
+        timed, elsewhere = _Timed(), not_here(profile, surroundings)
         if elsewhere is None:
             enough = partial(settled, profile.name) if settled is not None else None
             ordered, timed = _timed(ordered, profile, data, emit, enough, brief)
@@ -177,16 +134,19 @@ def measure(
     )
 
 
-def _accuracy(candidate: Candidate, data: Dataset, emit: Callable[[dict[str, Any]], None]) -> Array:
-    emit({"event": "accuracy", "variant": candidate.name, "images": len(data.test)})
-    session = open_session(candidate.file, threads=os.cpu_count() or 1)
+def answers(file: Path, data: Dataset) -> Array:
+    """Logits float [N, K] of a model file on the N test images, in ONNX Runtime on all cores.
+
+    Raises UsageError where K is not the number of classes, or as `evaluate` does; StageError as that does.
+    """
+    session = open_session(file, threads=os.cpu_count() or 1)
     try:
         logits = evaluate(session, data.test.images.numpy(), _normaliser(data))
     finally:
         session.close()
     if logits.shape[1] != len(data.classes):
         raise UsageError(
-            f"gives {logits.shape[1]} logits and the data have {len(data.classes)} classes", where=str(candidate.file)
+            f"gives {logits.shape[1]} logits and the data have {len(data.classes)} classes", where=str(file)
         )
     return logits
 
@@ -280,7 +240,7 @@ def _results(
     elsewhere: str | None,
     data: Dataset | None,
     task: Task,
-    judged: dict[str, Array],
+    judged: dict[Path, Array],
     surroundings: dict[str, Any],
 ) -> ProfileResults:
     first, latencies = candidates[0], timed.latencies
@@ -350,12 +310,12 @@ def _feed(session: Session, data: Dataset | None, batch: int, start: int = 0) ->
 
 
 def _judged(
-    candidate: Candidate, first: Candidate, data: Dataset | None, task: Task, judged: dict[str, Array]
+    candidate: Candidate, first: Candidate, data: Dataset | None, task: Task, judged: dict[Path, Array]
 ) -> dict[str, Any]:
     if data is None:
         return {}
     labels = data.test.labels.numpy()
-    own, reference = judged[candidate.name], judged[first.name]
+    own, reference = judged[candidate.file], judged[first.file]
     right = task.correct(own, labels)
     confusion = confusion_matrix(own.argmax(1), labels, len(data.classes))
     found: dict[str, Any] = {
@@ -376,12 +336,21 @@ def _described(candidate: Candidate, profile: Profile, here: bool) -> dict[str, 
     layers = optimised_layers(candidate.file)
     metrics = candidate.artifact.manifest.metrics if candidate.artifact else {}
     return {
-        "precision": "int8" if layers["int8"] else profile.precision if profile.runtime == "torch" else "fp32",
+        "precision": _precision(candidate.file, profile, layers["int8"]),
         "size_mb": stored_bytes(candidate.file) / 1e6,
         "parameters": metrics.get("parameters"),
         "macs": metrics.get("macs"),
         "layers": layers if here else {},
     }
+
+
+def _precision(file: Path, profile: Profile, integers: int) -> str:
+    """As the file says, but without integers where ONNX Runtime has no layer in them; PyTorch's is the profile's."""
+    stored = stored_precision(file)
+    if "int8" in stored:
+        lost = profile.runtime == "onnxruntime" and not integers
+        return stored if not lost else stored.partition("+")[2] or "fp32"
+    return profile.precision if profile.runtime == "torch" else stored
 
 
 def _rounded(raw: dict[str, dict[str, list[list[float]]]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from .errors import UsageError
 from .profile import Profile, load_profile, profile_names
 from .trt import Verification, verify
-from .trt.files import files_of
+from .trt.files import files_of, suited
 
 __all__ = ["verify_paths"]
 
@@ -26,7 +26,9 @@ def verify_paths(
     for text in paths:
         files, names = _files(text)
         chosen = given or _first_with_tensorrt(names)
-        found += [verify(file, chosen, compute_capability=compute_capability) for file in _suited(files, chosen)]
+        if chosen.tensorrt is not None:  # `verify` says that it has none
+            files = suited(files, chosen.tensorrt)
+        found += [verify(file, chosen, compute_capability=compute_capability) for file in files.values()]
     return found
 
 
@@ -43,13 +45,6 @@ def _files(text: str) -> tuple[dict[str, Path], Sequence[str]]:
         what = f"{source.artifact.path} holds no files for TensorRT"
         raise UsageError(what, where=text, hint='a stage `export` with targets = ["trt"] writes them')
     return files, source.recipe.profiles if source.recipe else ()
-
-
-def _suited(files: dict[str, Path], profile: Profile) -> list[Path]:
-    forms = ["int8", "int8-fp16"]
-    if profile.tensorrt is not None and profile.tensorrt.strongly_typed:
-        forms.reverse()
-    return [path for name, path in files.items() if name != forms[1] or forms[0] not in files]
 
 
 def _first_with_tensorrt(names: Sequence[str]) -> Profile:

@@ -18,9 +18,10 @@ from ..artifact import Artifact, file_sha256, write_atomically
 from ..data import Dataset
 from ..errors import StageError, UsageError
 from ..forks import made_for
-from ..onnx_file import read, read_metadata
+from ..onnx_file import read, read_metadata, stored_precision
 from ..profile import Profile
 from ..runtimes import open_session
+from ..trt.files import FORMS
 from .fed import Fed, expected_of, fed_of
 from .packing import ENDINGS, packed
 from .single_file import runner_source
@@ -38,10 +39,9 @@ IMAGES = 1000
 TOLERANCE = {
     "fp32": {"rms_ratio": 0.01, "agreement": 0.995},
     "fp16": {"rms_ratio": 0.05, "agreement": 0.99},
+    "bf16": {"rms_ratio": 0.2, "agreement": 0.98},
     "int8": {"rms_ratio": 0.25, "agreement": 0.98},
 }
-#: The first is what the others are compared with, the last what the profile is for.
-ORDER = ("fp32", "fp16", "int8", "int8-fp16")
 
 README = """\
 {name}, for {profile}: made by edgekd {version}
@@ -84,7 +84,7 @@ def bundle_of(artifact: Artifact, profile: Profile, path: Path, data: Dataset | 
     if profile.runtime != "tensorrt" or not found:
         found = {"model": artifact.file("model.onnx")}
     scheme, metrics = made_for(artifact), artifact.manifest.metrics
-    names = [*(n for n in ORDER if n in found), *sorted(set(found) - set(ORDER))]
+    names = [*(n for n in FORMS if n in found), *sorted(set(found) - set(FORMS))]
     schemes = {n: scheme if n == "model" or "int8" in n else None for n in names}
     files = [BundleFile(n, found[n], artifact.key, schemes[n], metrics) for n in names]
     return make_bundle(files, path, profile, data)
@@ -216,15 +216,14 @@ def _merge(arrays: dict[str, np.ndarray[Any, Any]], fed: Fed, name: str) -> None
 
 def _described(network: BundleFile, model: onnx.ModelProto, file: str, fed: Fed, directory: Path) -> dict[str, Any]:
     """What the runner and the reader of its results must know of one network."""
-    integers = any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
-    half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
-    precision = "int8" if integers else "fp16" if half else "fp32"
+    stored = stored_precision(network.path)
+    precision = stored.partition("+")[0]
     return {
         "name": network.name,
         "file": file,
         "sha256": file_sha256(directory / file),
         "precision": precision,
-        "typed_half": half,
+        "typed_half": "fp16" in stored,
         "scheme": network.scheme,
         "key": network.key,
         "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),

@@ -195,7 +195,7 @@ def _variant(
         name=name,
         key=network["key"],
         file=network["file"],
-        precision=network["precision"],
+        precision=_precision(network),
         scheme=network["scheme"],
         latency=latencies.get(name),
         speedup=speedup(latencies[reference], latencies[name]) if timed else None,
@@ -204,6 +204,12 @@ def _variant(
         macs=network["macs"],
         **_judged(name, reference, table, labels),
     )
+
+
+def _precision(network: dict[str, Any]) -> str:
+    """As variants have it."""
+    stored = str(network["precision"])
+    return f"{stored}+fp16" if stored == "int8" and network["typed_half"] else stored
 
 
 def _judged(name: str, first: str, table: dict[str, Any], labels: np.ndarray[Any, Any] | None) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def export(
         if artifact.manifest.metrics.get("tensorrt") or bundle is not None or build:
             from ..exporting import deliver
 
-            made_with = (backend or Backend.tensorrt).value if build else None
+            made_with = (backend or Backend.tensorrt) if build else None
             delivered.append(
                 deliver(artifact, profile=profile, data=data, verified=not no_verify, build=made_with, bundle=bundle)
             )

@@ -14,14 +14,14 @@ from typing import Any
 import zstandard
 
 from ..bundle import make_bundle
-from ..bundle.make import MANIFEST, ORDER, BundleFile
+from ..bundle.make import MANIFEST, BundleFile
 from ..bundle.packing import ENDINGS
+from ..candidates import Candidate, arranged
 from ..data import load
 from ..errors import ArtifactError, UsageError
 from ..profile import Profile
 from ..recipe import Recipe
 from ..runs import candidates_at, open_run, run_candidates
-from ..scorecard import Candidate, arranged
 
 __all__ = ["bundle_at", "bundle_given", "bundled_profile", "run_at"]
 
@@ -75,33 +75,17 @@ def bundle_at(paths: Sequence[str], profile: Profile, recipe: Recipe | None, dir
     if run is not None:
         planned = open_run(run)
         candidates, recipe = run_candidates(planned), planned.recipe
-        candidates = [c for c in arranged(candidates, profile) if c.branch in ("", profile.scheme)]
+        candidates = [c for c in candidates if c.branch in ("", profile.scheme)]
     else:
         candidates, recipe = candidates_at(paths, recipe)
     data = load(recipe.data, recipe.seed) if recipe is not None else None
-    files = [file for candidate in candidates for file in _files(candidate, profile)]
+    files = [_bundled(candidate) for candidate in arranged(candidates, profile)]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", recipe.name if run is not None and recipe else candidates[-1].name)
     if not files:
         raise UsageError(f"nothing of {' '.join(paths)} is for {profile.name}", where="bench")
     return make_bundle(files, directory / (name.strip("-") or "bundle"), profile, data)
 
 
-def _files(candidate: Candidate, profile: Profile) -> list[BundleFile]:
-    """A candidate's file; for TensorRT, where its export wrote files of other types, all of them."""
-    artifact = candidate.artifact
-    metrics: dict[str, Any] = artifact.manifest.metrics if artifact else {}
-    found = {
-        n: f"model.{n}.onnx" for n in ORDER if artifact is not None and f"model.{n}.onnx" in artifact.manifest.files
-    }
-    if profile.runtime != "tensorrt" or artifact is None or not found:
-        return [BundleFile(candidate.name, candidate.file, candidate.key, candidate.scheme, metrics)]
-    return [
-        BundleFile(
-            f"{candidate.name}.{n}",
-            artifact.file(file),
-            artifact.key,
-            candidate.scheme if "int8" in n else None,
-            metrics,
-        )
-        for n, file in found.items()
-    ]
+def _bundled(candidate: Candidate) -> BundleFile:
+    metrics: dict[str, Any] = candidate.artifact.manifest.metrics if candidate.artifact else {}
+    return BundleFile(candidate.name, candidate.file, candidate.key, candidate.scheme, metrics)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import MANIFEST, Artifact
+from ..candidates import candidate_of
 from ..data import Dataset, load
 from ..onnx_file import export_onnx
 from ..profile import Profile
 from ..recipe import Recipe
-from ..scorecard import candidate_of
 from ..stages.export import exportable
 from .document import Explanation, LayerRow
 from .file import Examined, examine, explain

@@ -8,7 +8,7 @@ file, so the rest must be float16 in it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +22,15 @@ from ..artifact import Artifact, write_atomically
 from ..errors import StageError
 from ..onnx_edit import copied, lift_constants, opset_of
 from ..onnx_opset import downgraded
-from ..profile import Profile
+from ..profile import Profile, TensorRT
 from ..runtimes import open_session
 from .half import LARGEST_HALF, in_half
 from .plain import fold_constants, without_integers
 
-__all__ = ["WEAK_OPSET", "TrtFile", "files_of", "write_files"]
+__all__ = ["FORMS", "WEAK_OPSET", "TrtFile", "files_of", "suited", "write_files"]
 
+#: The files that there may be: what others are compared with first, what a profile is for last.
+FORMS = ("fp32", "fp16", "int8", "int8-fp16")
 #: TensorRT 8.6 reads no newer one, and 10.x reads it as well.
 WEAK_OPSET = 17
 BATCH = 32
@@ -108,6 +110,12 @@ def files_of(artifact: Artifact) -> list[TrtFile]:
         )
         for name, row in rows.items()
     ]
+
+
+def suited(files: Mapping[str, Path], tensorrt: TensorRT) -> dict[str, Path]:
+    """Files by name without the int8 form of another TensorRT, where that of this one is there, too."""
+    own, other = ("int8-fp16", "int8") if tensorrt.strongly_typed else ("int8", "int8-fp16")
+    return {name: path for name, path in files.items() if name != other or own not in files}
 
 
 def _unbiased(model: onnx.ModelProto) -> onnx.ModelProto:

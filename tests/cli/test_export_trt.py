@@ -88,6 +88,25 @@ def test_one_command_ends_with_verified_files_a_table_of_layers_and_a_bundle(run
     assert (run / "other.tar.gz").is_file()
 
 
+def test_bench_shows_every_form_for_a_device_elsewhere_and_judges_int8(run: Path, edgekd: Call) -> None:
+    exported = edgekd("export", f"{run}:quantize", "--target", "trt", *ORIN, "--no-verify").out.strip()
+    done = edgekd("bench", exported, *ORIN, "--json")
+    assert done.code == 0, done.err
+    (profile,) = json.loads(done.out)["profiles"]
+    variants = profile["variants"]
+    assert [v["name"] for v in variants] == ["export.fp32", "export.fp16", "export.int8"]
+    assert [v["precision"] for v in variants] == ["fp32", "fp16", "int8"]
+    assert [v["estimate"]["precision"] for v in variants] == ["fp32", "fp16", "int8"]
+    assert [v["latency"] for v in variants] == [None] * 3
+    assert [v["scheme"] for v in variants] == [None, None, "trt-s8s8"]
+    sizes = [v["size_mb"] for v in variants]
+    assert sizes[0] > sizes[1] > 0
+    # One image of digits' test split may be a tie that rounding decides.
+    accuracies = [v["metrics"]["accuracy"] for v in variants]
+    assert abs(accuracies[0] - accuracies[1]) < 0.01
+    assert variants[2]["agreement"] < 1 or accuracies[2] == accuracies[0]
+
+
 def test_a_float_network_gets_fp16_and_fp32_and_a_document(run: Path, edgekd: Call) -> None:
     done = edgekd("export", f"{run}:teacher", "--target", "trt", *ORIN, "--no-verify", "--json")
     assert done.code == 0, done.err

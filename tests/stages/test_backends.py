@@ -20,6 +20,7 @@ from torch import nn
 
 from edgekd.artifact import Artifact
 from edgekd.bench import Interval
+from edgekd.candidates import candidate_of
 from edgekd.data import Split
 from edgekd.errors import ArtifactError, RecipeError, StageError, UsageError
 from edgekd.explain.constants import Graph
@@ -33,7 +34,6 @@ from edgekd.quant.backends.weights import fold_quantized_weights, store_weights_
 from edgekd.quant.mixed import Measured, PrecisionRecord
 from edgekd.recipe import parse_recipe
 from edgekd.runtimes import open_session
-from edgekd.scorecard import candidate_of
 from edgekd.stages import Export, Quantize, Workspace, backends, mixing
 from edgekd.stages.export import write_onnx
 from edgekd.stages.teaching import Teaching, load_network

@@ -9,11 +9,12 @@ import torch
 from edgekd import models
 from edgekd.artifact import Artifact, Manifest, ModelSpec, Preprocessing, finish, writing
 from edgekd.bench import not_here
+from edgekd.candidates import candidate_of
 from edgekd.errors import ArtifactError
 from edgekd.models import save_state
 from edgekd.profile import Profile
 from edgekd.runtimes import RuntimeStatus
-from edgekd.scorecard import candidate_of, measure
+from edgekd.scorecard import measure
 from edgekd.stages.network import open_network
 from edgekd.stages.teaching import load_network
 from edgekd.tasks import Classification
