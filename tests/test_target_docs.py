@@ -24,8 +24,8 @@ PAGES = ("jetson.md", "tensorrt.md", "devices.md", "estimates.md", "profiles.md"
 
 def commands(page: str) -> list[str]:
     """The lines of a page's blocks that call edgekd, without comments."""
-    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if language in ("", "bash") for line in block.splitlines()]
     return [line for line in lines if line.startswith("edgekd ")]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from edgekd.bundle.runner.building import engine_settings, kept_engine
 from edgekd.bundle.runner.contents import write_json
+from edgekd.bundle.runner.errors import Failed
 from edgekd.bundle.runner.trtexec import (
     Trtexec,
     build_flags,
@@ -112,6 +113,12 @@ def test_typing_and_precisions_of_a_build(
     found = engine_settings(network(precision, half), PROFILE, version)
     assert (found["strongly_typed"], found["flags"]) == (typed, flags)
     assert (found["optimization_level"], found["workspace_mb"], found["batch"]) == (5, 512, 1)
+
+
+def test_a_gpu_is_not_measured_in_the_place_of_a_dla() -> None:
+    with pytest.raises(Failed, match="builds for the GPU, the profile asks for DLA 0"):
+        engine_settings(network("fp16", True, 1), {"tensorrt": {"dla": 0}}, "10.3.0")
+    assert engine_settings(network("fp16", True, 1), {"tensorrt": {"dla": None}}, "10.3.0")["batch"] == 1
 
 
 def test_build_options() -> None:

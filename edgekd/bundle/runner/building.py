@@ -19,9 +19,12 @@ def engine_settings(network: Dict[str, Any], profile: Dict[str, Any], version: s
     """How an engine is built of a network by a TensorRT: typing, precisions that it may use, effort and memory.
 
     Version 11 takes types from the file only. Before, so do files with fp16 tensors; the others are built weakly
-    typed, an int8 one with fp16 allowed, as int8 beside fp32 is the slow case.
+    typed, an int8 one with fp16 allowed, as int8 beside fp32 is the slow case. Raises Failed for a DLA, as the GPU's
+    figures would stand for it.
     """
     major, wanted = int(version.split(".")[0]), profile.get("tensorrt") or {}
+    if wanted.get("dla") is not None:
+        raise Failed("run.py builds for the GPU, the profile asks for DLA %d" % wanted["dla"])
     typed = major >= 11 or (major >= 10 and network["typed_half"])
     flags: List[str] = []
     if not typed:
