@@ -233,9 +233,7 @@ def test_rules_see_into_loops() -> None:
 
 
 def test_the_page_has_every_rule_with_what_it_does() -> None:
-    rows = {
-        cells[0].strip("`"): cells[2]
-        for line in PAGE.splitlines()
-        if line.startswith("| `") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
-    }
+    table = PAGE.partition("| rule | what | does | seen with |\n")[2].partition("\n\n")[0]
+    cells = [[cell.strip(" `") for cell in line.strip("|").split(" | ")] for line in table.splitlines()[1:]]
+    rows = {name: does for name, _, does, _ in cells}
     assert rows == {name: rule.severity for name, rule in RULES.items()}
