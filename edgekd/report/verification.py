@@ -21,6 +21,9 @@ def verification_text(v: Verification) -> str:
     lines += _table(v.layers, v.compiled is True)
     lines += [line for r in v.refused for line in _wrapped("refused", f"{r.op} {r.node}: {r.what} [the parser]")]
     lines += _findings(v)
+    for why in dict.fromkeys(layer.why for layer in v.layers if layer.why):
+        names = [layer.name for layer in v.layers if layer.why == why]
+        lines += _wrapped("float", f"{_first(names)}: {why}")
     lines += [line for text in v.notes for line in _wrapped("note", text)]
     return "\n".join([*lines, verdict(v)]) + "\n"
 

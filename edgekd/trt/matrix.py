@@ -15,6 +15,8 @@ __all__ = ["MatrixNode", "distinct", "matrix_nodes"]
 MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity"}
 #: What TensorRT multiplies as it lies in the file when both factors are of it; uint8 is wanted, but refused.
 PRODUCTS = {TensorProto.INT8: "int8", TensorProto.UINT8: "int8", TensorProto.FLOAT8E4M3FN: "fp8"}
+#: Of the queries and keys of an attention, for example.
+CALCULATED = "both factors are calculated: the scheme quantizes products with a stored weight only"
 FLOATS = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -25,12 +27,16 @@ FLOATS = {
 
 @dataclass(frozen=True)
 class MatrixNode:
-    """One product. `node` is what TensorRT's parser calls it; `wanted` is "" where the file does not say types."""
+    """One product. `node` is what TensorRT's parser calls it; `wanted` is "" where the file does not say types.
+
+    why: it is not int8 in a file that has int8 products, where that is known.
+    """
 
     node: str
     path: str | None
     op: str
     wanted: str
+    why: str | None = None
 
 
 def distinct(model: ModelProto) -> ModelProto | None:
@@ -56,7 +62,13 @@ def matrix_nodes(model: ModelProto) -> list[MatrixNode]:
     """
     graph = graphs(model)[0]
     products = [node for node in graph.nodes if node.op_type in MATRIX and node.domain in ("", "ai.onnx")]
-    return [MatrixNode(named(node), graph.path(node), node.op_type, _wanted(node, graph)) for node in products]
+    wanted = [_wanted(node, graph) for node in products]
+    found = []
+    for node, precision in zip(products, wanted, strict=True):
+        calculated = all(name in graph.at_run_time for name in node.input[:2])
+        why = CALCULATED if calculated and precision != "int8" and "int8" in wanted else None
+        found.append(MatrixNode(named(node), graph.path(node), node.op_type, precision, why))
+    return found
 
 
 def _wanted(node: NodeProto, graph: Graph) -> str:

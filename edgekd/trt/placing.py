@@ -28,7 +28,7 @@ def placed(nodes: Sequence[MatrixNode], engine: Sequence[EngineLayer], ops: Mapp
     rows = []
     for node in nodes:
         found = _product(node.node, by_node.get(node.node, []))
-        row = MatrixLayer(node=node.node, path=node.path, op=node.op, wanted=node.wanted)
+        row = MatrixLayer(node=node.node, path=node.path, op=node.op, wanted=node.wanted, why=node.why)
         if found is not None:
             others = [n for n in found.nodes if n != node.node and n in ops and ops[n] not in UNTOLD]
             row = row.model_copy(

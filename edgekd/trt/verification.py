@@ -30,6 +30,7 @@ class MatrixLayer(_Record):
     path: str | None = Field(description="of the module, where the file has it")
     op: str
     wanted: str = Field(description="int8 where both factors come from DequantizeLinear, else the tensors' type")
+    why: str | None = Field(None, description="it is not int8 in a file that has int8 layers, where that is known")
     got: str | None = Field(None, description="of the engine's layer; null without a compiler or a layer of its own")
     output: str | None = Field(None, description="type that the engine's layer writes")
     engine_layer: str | None = None

@@ -18,6 +18,7 @@ from ..errors import MissingExtra, StageError, UsageError
 from ..profile import Profile
 from ..runtimes.onnx_model import read_onnx
 from .compiler import INSTALL, Compiled, compile_onnx, nearest_target
+from .findings import Finding
 from .graph import named
 from .layers import engine_layers
 from .matrix import distinct, matrix_nodes
@@ -39,7 +40,8 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
     """Judge one file by the rules, and by the compiler where the extra `trt-verify` is installed.
 
     compute_capability: instead of the profile's; the nearest that the compiler has is taken. Raises UsageError for a
-    profile without TensorRT and for what is no ONNX file; a file that TensorRT refuses is no exception.
+    profile without TensorRT and for what is no ONNX file; a file that TensorRT refuses is no exception, and one with
+    open axes beside the batch is judged by the rules alone.
     """
     if profile.tensorrt is None:
         what = f"profile {profile.name} runs {profile.runtime}, not TensorRT"
@@ -57,9 +59,11 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
         compute_capability=compute_capability or profile.compute_capability,
         origin="static",
         findings=check(model, profile.tensorrt.version),
-        layers=[MatrixLayer(node=n.node, path=n.path, op=n.op, wanted=n.wanted) for n in nodes],
+        layers=[MatrixLayer(node=n.node, path=n.path, op=n.op, wanted=n.wanted, why=n.why) for n in nodes],
         wanted=_counted(node.wanted for node in nodes),
     )
+    if unknown := _without_size(static.findings):
+        return static.model_copy(update={"notes": [f"judged by rules alone, sizes are not known: {unknown}"]})
     try:
         compiled, notes = _compiled(path, static.compute_capability)
         log = compiled.log if apart is None or not compiled.ok else _log(apart, path.name, compiled.compute_capability)
@@ -86,6 +90,11 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
             "notes": notes,
         }
     )
+
+
+def _without_size(findings: Iterable[Finding]) -> str | None:
+    """What keeps the compiler from building a file that a builder with a profile of shapes may well take."""
+    return next((f"{found.what}; {found.hint}" for found in findings if found.rule == "open-axes"), None)
 
 
 def _compiled(path: Path, capability: str | None) -> tuple[Compiled, list[str]]:

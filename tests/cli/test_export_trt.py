@@ -88,6 +88,18 @@ def test_one_command_ends_with_verified_files_a_table_of_layers_and_a_bundle(run
     assert (run / "other.tar.gz").is_file()
 
 
+def test_a_run_is_verified_by_its_name(run: Path, edgekd: Call) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    edgekd("export", f"{run}:quantize", "--target", "trt", *ORIN, "--no-verify")
+    done = edgekd("verify", str(run), *ORIN, "--json")
+    assert done.code == 0, done.err
+    files = {Path(f["file"]).name: f for f in json.loads(done.out)["files"]}
+    assert set(files) == {"model.int8.onnx", "model.fp16.onnx", "model.fp32.onnx"}
+    assert {f["origin"] for f in files.values()} == {"compiled"}
+    assert files["model.int8.onnx"]["got"] == {"int8": 8}
+    assert "which TensorRT is meant?" in edgekd("verify", str(run)).err  # its recipe's profile is a CPU
+
+
 def test_bench_shows_every_form_for_a_device_elsewhere_and_judges_int8(run: Path, edgekd: Call) -> None:
     exported = edgekd("export", f"{run}:quantize", "--target", "trt", *ORIN, "--no-verify").out.strip()
     done = edgekd("bench", exported, *ORIN, "--json")

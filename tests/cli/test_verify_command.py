@@ -91,6 +91,41 @@ def test_a_layer_that_is_silently_float_is_exit_code_3(edgekd: Call, good: Path,
     assert "hint: " in text
 
 
+def test_a_file_of_no_known_size_gets_the_verdict_of_the_rules(edgekd: Call, good: Path, tmp_path: Path) -> None:
+    """TensorRT builds it for sizes that a user gives; those are not known here."""
+    for name, scale, code, said in (("good", 0.02, 0, "ok by"), ("bad", [0.01, 0.02, 0.03, 0.04], 3, "device runs")):
+        model = onnx.load(write_product(tmp_path / f"{name}.onnx", scale))
+        for axis, side in ((2, "height"), (3, "width")):
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = side
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        done = edgekd("verify", str(tmp_path / f"{name}.onnx"), *NANO)
+        assert done.code == code, done.err
+        text = " ".join(done.out.split())
+        assert "judged by rules alone, sizes are not known: input x leaves axes 2, 3 open" in text
+        assert "--minShapes, --optShapes and --maxShapes" in text
+        assert said in done.out.splitlines()[-1]
+    found = edgekd("verify", str(tmp_path / "bad.onnx"), *NANO, "--json")
+    rules = [f["rule"] for f in json.loads(found.out)["files"][0]["findings"]]
+    assert {"open-axes", "per-channel-activations"} <= set(rules)
+
+
+def test_a_product_that_cannot_be_int8_is_told_why(edgekd: Call, good: Path, tmp_path: Path) -> None:
+    model = onnx.load(good)
+    nodes = [
+        helper.make_node("Transpose", ["y"], ["across"], "across", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["y", "across"], ["scores"], "queries.by.keys"),
+    ]
+    model.graph.node.extend(nodes)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "attention.onnx")
+    done = edgekd("verify", str(tmp_path / "attention.onnx"), *NANO)
+    assert done.code == 0, done.err
+    why = "queries.by.keys: both factors are calculated: the scheme quantizes products with a stored weight only"
+    assert f"float {why}" in " ".join(done.out.split())
+    document = json.loads(edgekd("verify", str(tmp_path / "attention.onnx"), *NANO, "--json").out)
+    assert [layer["why"] for layer in document["files"][0]["layers"]] == [None, why.partition(": ")[2]]
+
+
 @pytest.mark.parametrize(("profile", "form"), [("jetson-orin-nano-8gb", "int8"), ("gpu-l4", "int8-fp16")])
 def test_an_artifacts_files_are_verified_in_the_form_for_the_profile(
     edgekd: Call, good: Path, tmp_path: Path, profile: str, form: str

@@ -55,6 +55,7 @@ def test_every_layer_with_a_weight_is_int8(written, form, profile, rest):
     assert found.ok, found.findings
     assert sorted(x.path for x in found.layers if x.got == "int8") == sorted(layers)
     calculated = NETWORKS[name][1]
+    assert sum("both factors are calculated" in (layer.why or "") for layer in found.layers) == calculated
     assert found.got == {"int8": len(layers), **({rest: calculated} if calculated else {})}
 
 
