@@ -20,6 +20,7 @@ from .stages.export import as_fed
 from .stages.teaching import load_network
 from .trt import Engine, TrtFile, Verification, build_engines, files_of, verify
 from .trt.build import keeping
+from .trt.files import suited
 from .trt.torch_tensorrt import build_program, build_with_torch_tensorrt
 
 __all__ = ["Delivered", "deliver", "profile_with_tensorrt"]
@@ -93,13 +94,19 @@ def deliver(
             raise UsageError(what, where="--profile", hint="`edgekd profiles list` has those of GPUs and Jetsons")
         note(f"not verified, and no bundle: {what}; give --profile NAME")
         return Delivered(artifact, files)
-    for_tensorrt = bool(files) and chosen.tensorrt is not None
+    for_tensorrt, dla = bool(files) and chosen.tensorrt is not None, False
+    if chosen.tensorrt is not None:
+        own = suited({file.name: file.path for file in files}, chosen.tensorrt)
+        files = [file for file in files if file.name in own]
+        dla = chosen.tensorrt.dla is not None
     if build and not for_tensorrt:
         hint = "--target trt, and --profile NAME of a device with TensorRT"
         raise UsageError("there are no files for TensorRT to build from", where="--build", hint=hint)
     source_network = _network_of(artifact) if build == "torch-tensorrt" else None
     judged = _verified(files, chosen) if verified and for_tensorrt else []
-    if not (for_tensorrt or bundle):
+    if dla:
+        note("the DLA takes fp16 only: no int8; its engines are what --build makes on the device, run.py has the GPU's")
+    if not (build or bundle or (for_tensorrt and not dla)):
         return Delivered(artifact, files, judged)
     recipe = recipe_beside(source, str(artifact.path), data, ())
     loaded = load(recipe.data, recipe.seed)
@@ -165,7 +172,7 @@ def _built(
         if network is None:
             return build_engines(files, profile, directory, inputs), []
         made: list[Engine] = []
-        plain = next(file.path for file in files if file.name == "fp32")
+        plain = artifact.file("model.fp32.onnx")
         precision: Literal["fp16", "fp32"] = "fp16" if "fp16" in profile.precisions else "fp32"
         with keeping([file.path for file in files], made):
             given = (plain, profile, directory, inputs, precision)

@@ -64,6 +64,12 @@ def test_a_baseline_is_the_file_that_is_judged_under_its_own_name(quantized: Can
     assert (found.name, found.file.name) == ("baseline", file)
 
 
+def test_a_dla_takes_fp16_alone(quantized: Candidate) -> None:
+    assert ORIN.tensorrt is not None
+    dla = ORIN.model_copy(update={"tensorrt": ORIN.tensorrt.model_copy(update={"dla": 0, "dla_cores": 1})})
+    assert [c.name for c in arranged([quantized], dla)] == ["quantize.fp16"]
+
+
 def test_of_a_float_export_fp16_is_judged(tmp_path: Path) -> None:
     found = arranged([replace(written(tmp_path / "export", ["fp16", "fp32"]), branch="")], ORIN)
     assert [c.name for c in found] == ["quantize.fp32", "quantize.fp16"]

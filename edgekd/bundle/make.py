@@ -21,7 +21,7 @@ from ..forks import made_for
 from ..onnx_file import read, read_metadata, stored_precision
 from ..profile import Profile
 from ..runtimes import open_session
-from ..trt.files import FORMS
+from ..trt.files import FORMS, suited
 from .fed import Fed, expected_of, fed_of
 from .packing import ENDINGS, packed
 from .single_file import runner_source
@@ -73,14 +73,16 @@ class BundleFile:
 
 
 def bundle_of(artifact: Artifact, profile: Profile, path: Path, data: Dataset | None) -> Path:
-    """The bundle of an `export` artifact: of its files for TensorRT where it has any and the profile's runtime is
-    TensorRT, else of model.onnx. `path` is a directory, or ends in .tar.zst or .tar.gz; returned is what was written.
+    """The bundle of an `export` artifact: of its files for the profile's TensorRT where it has any and that is the
+    runtime, else of model.onnx. `path` is a directory, or ends in .tar.zst or .tar.gz; returned is what was written.
 
     Raises UsageError or StageError as `make_bundle` does.
     """
     if artifact.manifest.kind != "export":
         raise UsageError(f"a bundle is made of an export, this is {artifact.manifest.kind}", where=str(artifact.path))
     found = {name.split(".")[1]: artifact.path / name for name in artifact.manifest.files if _typed(name)}
+    if profile.tensorrt is not None:
+        found = suited(found, profile.tensorrt)
     if profile.runtime != "tensorrt" or not found:
         found = {"model": artifact.file("model.onnx")}
     scheme, metrics = made_for(artifact), artifact.manifest.metrics

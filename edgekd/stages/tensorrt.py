@@ -40,7 +40,8 @@ def tensorrt_problems(stage: Any, context: Context) -> Iterator[Problem]:
 
 def builders(profiles: Sequence[Profile]) -> str:
     """The TensorRT versions that files are made for: what the set of files depends on beside the network."""
-    return ", ".join(sorted({p.tensorrt.version for p in profiles if p.tensorrt is not None})) or "none named"
+    wanted = [p.tensorrt for p in profiles if p.tensorrt is not None]
+    return ", ".join(sorted({v.version + " DLA" * (v.dla is not None) for v in wanted})) or "none named"
 
 
 def write_tensorrt(

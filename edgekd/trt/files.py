@@ -62,13 +62,14 @@ def write_files(
     """Write `model` (float, or Q/DQ by the scheme trt-s8s8) as `directory`/model.NAME.onnx in the forms for `profiles`.
 
     images: real ones [N, C, H, W], as the file takes them. Profiles without TensorRT do not count; where none is left
-    the builder is taken to be strongly typed. Every file is run on the images and compared: int8 with `model`, bit
-    for bit; int8-fp16 with `model`; fp32 with `model`; fp16 with fp32.
+    the builder is taken to be strongly typed. Where all are of DLAs there is no int8 file. Every file is run on the
+    images and compared: int8 with `model`, bit for bit; int8-fp16 with `model`; fp32 with `model`; fp16 with fp32.
     Raises StageError: what cannot be written so (see `downgraded`, `in_half`, `without_integers`), a value that
     float16 cannot hold on these images, and outputs that differ by more than rounding explains.
     """
     versions = [p.tensorrt for p in profiles if p.tensorrt is not None]
     weak = [v for v in versions if not v.strongly_typed]
+    of_gpus = [v for v in versions if v.dla is None]  # a DLA takes fp16 only
     # Before version 10 a network could not be strongly typed at all.
     typed = all(int(v.version.partition(".")[0]) >= 10 for v in versions)
     model = _unbiased(downgraded(model, WEAK_OPSET) if weak else model)
@@ -86,9 +87,9 @@ def write_files(
 
     largest, rounding = float(np.abs(expected).max()), float(np.abs(expected - floats).max())
     found = []
-    if quantized and weak:
+    if quantized and any(not v.strongly_typed for v in of_gpus):
         found.append(write("int8", model, False, "model", expected, 0.0))
-    if quantized and len(weak) < max(1, len(versions)):
+    if quantized and (not versions or any(v.strongly_typed for v in of_gpus)):
         limit = TIES * rounding + HALF_TOLERANCE * largest
         found.append(write("int8-fp16", in_half(model), True, "model", expected, limit))
     found.append(write("fp16", in_half(plain), typed, "fp32", floats, HALF_TOLERANCE * float(np.abs(floats).max())))
@@ -113,7 +114,9 @@ def files_of(artifact: Artifact) -> list[TrtFile]:
 
 
 def suited(files: Mapping[str, Path], tensorrt: TensorRT) -> dict[str, Path]:
-    """Files by name without the int8 form of another TensorRT, where that of this one is there, too."""
+    """Files by name without the int8 form of another TensorRT, where this one's is there; for a DLA, fp16 alone."""
+    if tensorrt.dla is not None:
+        return {name: path for name, path in files.items() if name == "fp16"}
     own, other = ("int8-fp16", "int8") if tensorrt.strongly_typed else ("int8", "int8-fp16")
     return {name: path for name, path in files.items() if name != other or own not in files}
 

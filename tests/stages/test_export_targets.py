@@ -36,6 +36,7 @@ def test_an_export_for_another_tensorrt_is_made_anew_and_one_for_none_is_not(cpu
     assert len({str(found) for found in versions}) == 3
     assert resolved(Export(), cpu).inputs() == {}
     assert resolved(Export(targets=["onnx"]), ORIN).inputs() == {}
+    assert resolved(Export(), tensorrt(dla=0, dla_cores=1)).inputs() != resolved(Export(), ORIN).inputs()
 
 
 @pytest.mark.parametrize(

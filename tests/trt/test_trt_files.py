@@ -17,10 +17,10 @@ from edgekd.profile import Profile, load_profile
 from edgekd.trt import files, verify, write_files
 
 
-def profile(version: str) -> Profile:
+def profile(version: str, **changes: Any) -> Profile:
     jetson = load_profile("jetson-orin-nano-8gb")
     assert jetson.tensorrt is not None
-    return jetson.model_copy(update={"tensorrt": jetson.tensorrt.model_copy(update={"version": version})})
+    return jetson.model_copy(update={"tensorrt": jetson.tensorrt.model_copy(update={"version": version, **changes})})
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,13 @@ def test_the_form_of_the_files_follows_the_builder(
 def test_older_and_newer_builders_together_get_both_forms(tmp_path: Path) -> None:
     made = {f.name for f in write_files(small_file(True), tmp_path, [profile("10.3"), profile("11.4")], digits())}
     assert made == {"int8", "int8-fp16", "fp16", "fp32"}
+
+
+def test_a_dla_gets_no_integers_and_a_gpu_beside_it_does(tmp_path: Path) -> None:
+    dla = profile("10.3", dla=0, dla_cores=2)
+    assert [file.name for file in write_files(small_file(True), tmp_path, [dla], digits())] == ["fp16", "fp32"]
+    both = [file.name for file in write_files(small_file(True), tmp_path, [dla, profile("10.3")], digits())]
+    assert both == ["int8", "fp16", "fp32"]
 
 
 def test_a_float_network_gets_no_integers(tmp_path: Path) -> None:
