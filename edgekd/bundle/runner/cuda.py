@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import glob
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from .device import UNKNOWN
 from .errors import Failed
 
-__all__ = ["Cuda"]
+__all__ = ["Cuda", "described_gpu"]
 
 TO_DEVICE, TO_HOST = 1, 2
 #: cudaDevAttrComputeCapabilityMajor and Minor (CUDA runtime API reference, enum cudaDeviceAttr).
 MAJOR, MINOR = 75, 76
 #: cudaStreamNonBlocking; cudaStreamCaptureModeThreadLocal.
 NON_BLOCKING, THREAD_LOCAL = 1, 1
+NAMES = ("libcudart.so", "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 PLACES = (
     "/usr/local/cuda*/lib64/libcudart.so*",
     "/usr/local/cuda*/targets/*/lib/libcudart.so*",
@@ -31,13 +33,18 @@ SIGNATURES: Dict[str, Any] = {
     "cudaMemcpyAsync": (P, P, SIZE, ctypes.c_int, P),
     "cudaStreamCreateWithFlags": (ctypes.POINTER(P), ctypes.c_uint),
     "cudaStreamSynchronize": (P,),
+    "cudaStreamDestroy": (P,),
     "cudaEventCreate": (ctypes.POINTER(P),),
+    "cudaEventDestroy": (P,),
     "cudaEventRecord": (P, P),
     "cudaEventElapsedTime": (ctypes.POINTER(ctypes.c_float), P, P),
     "cudaStreamBeginCapture": (P, ctypes.c_int),
     "cudaStreamEndCapture": (P, ctypes.POINTER(P)),
     "cudaGraphInstantiateWithFlags": (ctypes.POINTER(P), P, ctypes.c_ulonglong),
     "cudaGraphLaunch": (P, P),
+    "cudaGraphExecDestroy": (P,),
+    "cudaGraphDestroy": (P,),
+    "cudaGetDeviceCount": (ctypes.POINTER(ctypes.c_int),),
     "cudaDeviceGetAttribute": (ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
     "cudaDriverGetVersion": (ctypes.POINTER(ctypes.c_int),),
 }
@@ -48,19 +55,14 @@ class Cuda:
 
     def __init__(self) -> None:
         self.library = _library()
-        for name, arguments in SIGNATURES.items():
-            function = getattr(self.library, name)
-            function.argtypes, function.restype = list(arguments), ctypes.c_int
-        self.library.cudaGetErrorString.restype = ctypes.c_char_p
+        #: What is to be destroyed: the function's name, and its argument.
+        self.made: List[Tuple[str, Any]] = []
         self.stream = P()
         self.call("cudaStreamCreateWithFlags", ctypes.byref(self.stream), NON_BLOCKING)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call the runtime. Raises Failed with CUDA's own words."""
-        code = getattr(self.library, name)(*arguments)
-        if code != 0:
-            text = self.library.cudaGetErrorString(code).decode("utf-8", "replace")
-            raise Failed("%s failed: %s (%d)" % (name, text, code), "does `nvidia-smi` or `tegrastats` see a GPU?")
+        called(self.library, name, *arguments)
 
     def memory(self, size: int) -> int:
         """The address of new memory on the GPU."""
@@ -91,6 +93,7 @@ class Cuda:
     def event(self) -> Any:
         event = P()
         self.call("cudaEventCreate", ctypes.byref(event))
+        self.made.append(("cudaEventDestroy", event))
         return event
 
     def record(self, event: Any) -> None:
@@ -110,7 +113,10 @@ class Cuda:
                 launch()
             finally:
                 self.call("cudaStreamEndCapture", self.stream, ctypes.byref(graph))
+                if graph:
+                    self.made.append(("cudaGraphDestroy", graph))
             self.call("cudaGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+            self.made.append(("cudaGraphExecDestroy", executable))
         except Failed:
             return None
         run, stream = self.library.cudaGraphLaunch, self.stream
@@ -121,29 +127,61 @@ class Cuda:
 
         return replay
 
-    def described(self) -> Dict[str, str]:
-        """Name, compute capability and driver of the GPU: what an engine belongs to."""
-        numbers = [ctypes.c_int() for _ in range(3)]
-        for number, attribute in zip(numbers, (MAJOR, MINOR)):
-            self.call("cudaDeviceGetAttribute", ctypes.byref(number), attribute, 0)
-        self.call("cudaDriverGetVersion", ctypes.byref(numbers[2]))
-        version = numbers[2].value
-        return {
-            "gpu": _name(),
-            "compute_capability": "%d.%d" % (numbers[0].value, numbers[1].value),
-            "cuda_driver": "%d.%d" % (version // 1000, version % 1000 // 10),
-        }
+    def forget(self) -> None:
+        """Destroy graphs and events, the last made first."""
+        while self.made:
+            name, handle = self.made.pop()
+            getattr(self.library, name)(handle)
+
+    def close(self) -> None:
+        """Destroy the stream, too: nothing may be called afterwards."""
+        self.forget()
+        self.library.cudaStreamDestroy(self.stream)
+
+
+def described_gpu() -> Dict[str, str]:
+    """Name, compute capability and driver of the first GPU: what an engine belongs to. Takes no memory there."""
+    library, numbers = _library(), [ctypes.c_int() for _ in range(3)]
+    for number, attribute in zip(numbers, (MAJOR, MINOR)):
+        called(library, "cudaDeviceGetAttribute", ctypes.byref(number), attribute, 0)
+    called(library, "cudaDriverGetVersion", ctypes.byref(numbers[2]))
+    version = numbers[2].value
+    return {
+        "gpu": _name(),
+        "compute_capability": "%d.%d" % (numbers[0].value, numbers[1].value),
+        "cuda_driver": "%d.%d" % (version // 1000, version % 1000 // 10),
+    }
+
+
+def called(library: Any, name: str, *arguments: Any) -> None:
+    """Call the runtime. Raises Failed with CUDA's own words."""
+    code = getattr(library, name)(*arguments)
+    if code != 0:
+        text = library.cudaGetErrorString(code).decode("utf-8", "replace")
+        raise Failed("%s failed: %s (%d)" % (name, text, code), "does `nvidia-smi` or `tegrastats` see a GPU?")
 
 
 def _library() -> Any:
-    names = ["libcudart.so", *("libcudart.so.%s" % version for version in ("13", "12", "11.0"))]
+    """The first CUDA runtime that has all functions and whose first call the driver, which may be older, takes."""
+    names = list(NAMES)
     for place in PLACES:
         names += sorted(glob.glob(place), reverse=True)
+    refused: Optional[Failed] = None
     for name in names:
         try:
-            return ctypes.CDLL(name)
-        except OSError:
+            library = ctypes.CDLL(name)
+            for function_name, arguments in SIGNATURES.items():
+                function = getattr(library, function_name)
+                function.argtypes, function.restype = list(arguments), ctypes.c_int
+            library.cudaGetErrorString.restype = ctypes.c_char_p
+            called(library, "cudaGetDeviceCount", ctypes.byref(ctypes.c_int()))
+            return library
+        except (OSError, AttributeError):
             continue
+        except Failed as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
     raise Failed(
         "CUDA's runtime (libcudart.so) is not found",
         "put its directory into LD_LIBRARY_PATH; on a Jetson: sudo apt install nvidia-jetpack",
@@ -158,4 +196,4 @@ def _name() -> str:
             return text.value.decode("utf-8", "replace")
     except (OSError, AttributeError):
         pass
-    return "unknown"
+    return UNKNOWN

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
-__all__ = ["described_device", "output_of", "read_text"]
+__all__ = ["cards_of", "described_device", "output_of", "read_text", "smi_cards"]
 
 #: What int8 and bf16 kernels are chosen by; ARM's names are those of its HWCAPs.
 INSTRUCTION_SETS = (
     "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
+
+#: What nvidia-smi is asked, in edgekd/bench/accelerators.py, too, where the reasons are; drivers that do not know a
+#: field answer nothing at all, so the second is a query of its own.
+CARD_FIELDS = (
+    "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.limit",
+    "persistence_mode", "clocks_throttle_reasons.active",
+)  # fmt: skip
+CARD_CAPABILITY = ("compute_cap", "memory.total")
+#: A GPU whose name CUDA does not tell.
+UNKNOWN = "unknown"
+SLOWED_BY = {
+    0x4: "power cap", 0x8: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}  # fmt: skip
 
 
 def read_text(path: str) -> str:
@@ -73,6 +88,39 @@ def described_device(runtime: str, version: str, manifest: Dict[str, Any]) -> Di
     if packages:
         found["jetpack"] = packages.strip()
     return found
+
+
+def smi_cards() -> List[Dict[str, Any]]:
+    """The GPUs that nvidia-smi shows, as edgekd's `accelerators` has them."""
+    cards = []
+    for values in _smi(CARD_FIELDS):
+        reasons = int(values[-1], 16) if re.match(r"0x[0-9a-fA-F]+$", values[-1]) else 0
+        throttled = [reason for bit, reason in SLOWED_BY.items() if reasons & bit]
+        cards.append(dict(zip(CARD_FIELDS[:-1], values), throttled=throttled))
+    told = _smi(CARD_CAPABILITY)
+    for card, (capability, mebibytes) in zip(cards, told if len(told) == len(cards) else [["", ""]] * len(cards)):
+        card["compute_capability"] = capability if re.match(r"\d+\.\d$", capability) else None
+        card["memory_mb"] = round(int(mebibytes) * 2**20 / 1e6) if mebibytes.isdigit() else None
+    return cards
+
+
+def _smi(fields: Sequence[str]) -> List[List[str]]:
+    text = output_of(["nvidia-smi", "--query-gpu=" + ",".join(fields), "--format=csv,noheader,nounits"])
+    lines = [[value.strip() for value in line.split(",")] for line in text.splitlines()]
+    return [line for line in lines if len(line) == len(fields)]
+
+
+def cards_of(used: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The GPUs of nvidia-smi, `used` (what CUDA calls `gpu` and its `compute_capability`) first, as CUDA may count
+    them in another order; by CUDA's words alone where nvidia-smi does not show it. A Jetson's GPU is no card.
+    """
+    cards = smi_cards()
+    if used.get("gpu") in (None, UNKNOWN) or read_text("/etc/nv_tegra_release"):
+        return cards
+    own = {"name": used["gpu"], "compute_capability": used["compute_capability"]}
+    rest = [card for card in cards if card["name"] != own["name"]]
+    same = [card for card in cards if card["name"] == own["name"]] or [{"persistence_mode": None, "throttled": []}]
+    return [dict(same[0], **own), *same[1:], *rest]
 
 
 def _turbo() -> Optional[bool]:

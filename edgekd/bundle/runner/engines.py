@@ -9,7 +9,7 @@ import numpy as np
 
 from .building import ENGINES, build_in_child, bytes_of, engine_settings, imported, input_shape, kept_engine, logger_of
 from .contents import Arrays, write_json
-from .cuda import TO_DEVICE, TO_HOST, Cuda
+from .cuda import TO_DEVICE, TO_HOST, Cuda, described_gpu
 from .errors import Failed
 from .rounds import Block, WarmUp, timed_block, warmed_up
 
@@ -29,11 +29,11 @@ class TensorRT:
     timed = "host clock around copying in, the engine and copying out; parts by CUDA events"
 
     def __init__(self, directory: str, network: Dict[str, Any], profile: Dict[str, Any], out: str) -> None:
-        self.trt, self.cuda = imported(), Cuda()
+        self.trt = imported()
         self.network = network
         version = str(self.trt.__version__)
         settings = engine_settings(network, profile, version)
-        self.identity = dict(settings, tensorrt=version, sha256=network["sha256"], **self.cuda.described())
+        self.identity = dict(settings, tensorrt=version, sha256=network["sha256"], **described_gpu())
         path = os.path.join(out, ENGINES, network["name"] + ".engine")
         if not kept_engine(path, self.identity):
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -45,10 +45,14 @@ class TensorRT:
             os.unlink(path + ".json")
             raise Failed("TensorRT does not load the engine it built: %s" % logger_of(self.trt).last(), "run it again")
         self.facts: Dict[str, Any] = {"engine": dict(self.identity, bytes=os.path.getsize(path))}
-        self.launch: Callable[[], None] = lambda: None
         self.host: Arrays = {}
         self.device_addresses: Dict[str, int] = {}
-        self.bind()
+        self.cuda = Cuda()
+        try:
+            self.bind()
+        except Failed:
+            self.close()
+            raise
 
     @staticmethod
     def version() -> str:
@@ -56,7 +60,7 @@ class TensorRT:
 
     @staticmethod
     def device() -> Dict[str, str]:
-        return Cuda().described()
+        return described_gpu()
 
     def bind(self) -> None:
         """A context with memory for the measured shapes."""
@@ -65,14 +69,21 @@ class TensorRT:
         if self.context is None:
             raise Failed("no execution context: %s" % logger_of(self.trt).last(), "is the GPU's memory full?")
         for info in self.network["inputs"]:
-            self.context.set_input_shape(info["name"], input_shape(info, self.network["batch"]))
+            shape = input_shape(info, self.network["batch"])
+            if not self.context.set_input_shape(info["name"], shape):
+                raise Failed("the engine refuses %s as %s: %s" % (shape, info["name"], logger_of(self.trt).last()))
         for i in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(i)
             kind = self.engine.get_tensor_dtype(name).name
             shape = tuple(self.context.get_tensor_shape(name))
+            if kind not in NUMPY_TYPES:
+                raise Failed("%s of the engine is %s, which NumPy has not" % (name, kind))
+            if any(size < 0 for size in shape):
+                raise Failed("the shape of %s depends on its values: %s" % (name, list(shape)))
             self.host[name] = self.cuda.pinned(shape, NUMPY_TYPES[kind])
             self.device_addresses[name] = self.cuda.memory(self.host[name].nbytes)
-            self.context.set_tensor_address(name, self.device_addresses[name])
+            if not self.context.set_tensor_address(name, self.device_addresses[name]):
+                raise Failed("the engine takes no memory for %s: %s" % (name, logger_of(self.trt).last()))
         self.inputs = [info["name"] for info in self.network["inputs"]]
         self.outputs = [name for name in self.host if name not in self.inputs]
         context, stream = self.context, self.cuda.stream.value
@@ -84,6 +95,11 @@ class TensorRT:
         self.launch = launch
 
     def release(self) -> None:
+        """Give back all but the engine: closures hold the context, which a new one must not lie beside."""
+        self.call: Callable[[], None] = lambda: None
+        self.launch: Callable[[], None] = lambda: None
+        self.context = None
+        self.cuda.forget()
         for address in self.device_addresses.values():
             self.cuda.free(address)
         for array in self.host.values():
@@ -158,4 +174,5 @@ class TensorRT:
 
     def close(self) -> None:
         self.release()
-        self.context = self.engine = None
+        self.engine = None
+        self.cuda.close()
