@@ -28,6 +28,7 @@ from ..bench.stats import summarize
 from ..errors import ArtifactError, UsageError
 from ..profile import Profile
 from ..runtimes import RuntimeStatus
+from .trusted import of_bundle, out_of_range
 
 __all__ = ["is_runners", "read_results"]
 
@@ -46,15 +47,20 @@ def is_runners(path: Path) -> bool:
         return False
 
 
-def read_results(path: Path, name: str | None = None) -> Results:
+def read_results(path: Path, name: str | None = None, *, bundle: Path | None = None) -> Results:
     """The measurements of a bundle on its device. `name` is the results' own; default: the bundle's.
+
+    bundle: the bundle's directory here; what results say of profile, networks and labels must be what it says.
 
     A network that did not run, or whose outputs were wrong, has no figures, and a warning. Where the machine is not
     the profile's device, or the runtime not the profile's, nothing counts as timed. Raises UsageError (no such file)
-    or ArtifactError (damaged, another format, or of something else).
+    or ArtifactError (damaged, another format, of something else, or with values that cannot be).
     """
     table = _read(path)
     try:
+        why = (of_bundle(table, bundle) if bundle is not None else None) or out_of_range(table)
+        if why is not None:
+            raise ArtifactError(why, where=str(path), hint=AGAIN)
         return _results(table, name)
     except ValidationError as error:
         raise ArtifactError(f"damaged: {error.errors()[0]['loc']}", where=str(path), hint=AGAIN) from error

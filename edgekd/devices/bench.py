@@ -18,7 +18,7 @@ from ..recipe import Recipe
 from .bundled import bundle_at, bundle_given, bundled_profile, run_at
 from .check import not_the_device
 from .known import Device
-from .remote import bundle_key, greet, measured_on, said
+from .remote import greet, measured_on, said
 from .ssh import connected
 
 __all__ = ["bench_on", "not_run"]
@@ -78,9 +78,11 @@ def _profile(device: Device, profiles: Sequence[str], given: Path | None) -> Pro
 
 
 def _read(fetched: Path, bundle: Path, device: Device) -> Results:
-    results = read_results(fetched)
-    if results.environment.get("bundle") != bundle_key(bundle):
-        hint = f"something else writes into {device.directory} there; another with --directory"
-        raise ArtifactError("these are the results of another bundle", where=device.name, hint=hint)
+    """What the device has measured of the bundle; all else that its results.json says must be what is known here."""
+    try:
+        results = read_results(fetched, bundle=bundle)
+    except ArtifactError as error:
+        hint = f"run the same command again; does something else write into {device.directory} there?"
+        raise ArtifactError(error.problem.what, where=f"results of {device.name}", hint=hint) from error
     command = shlex.join(["edgekd", *sys.argv[1:]])
     return results.model_copy(update={"command": command, "environment": {**results.environment, "host": device.name}})

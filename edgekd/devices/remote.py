@@ -82,7 +82,12 @@ def measured_on(link: Link, bundle: Path, emit: Emit, *, keep: bool = False) -> 
     with tempfile.TemporaryDirectory(prefix="edgekd-") as directory:
         fetched = Path(directory) / RESULTS
         fetched.write_text(text, encoding="utf-8")
-        yield fetched
+        try:
+            yield fetched
+        except ArtifactError:  # measured again by the next call, and not read again
+            with contextlib.suppress(StageError):
+                ask(link, "taken", key=key, keep=True)
+            raise
     try:
         ask(link, "taken", key=key, keep=keep)
     except StageError as error:

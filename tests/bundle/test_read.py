@@ -138,6 +138,45 @@ def test_damaged_or_foreign_results(text: str, said: str, tmp_path: Path) -> Non
         read_results(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["manifest"]["profile"].update(threads=64), "their manifest is not the bundle's: profile differs"),
+        (lambda t: t["manifest"]["networks"][1].update(precision="fp16"), "not the bundle's: networks differs"),
+        (lambda t: t["manifest"]["files"]["int8.onnx"].__setitem__(1, 1), "not the bundle's: files differs"),
+        (lambda t: t.update(labels=t["networks"]["fp32"]["judged"]["answers"]), "their labels are not the bundle's"),
+        (lambda t: t.update(bundle="0" * 64), "the results of another bundle"),
+    ],
+)
+def test_what_is_known_here_is_not_believed_otherwise(
+    change: Callable[[dict], None], said: str, written: Path, made: Path, tmp_path: Path
+) -> None:
+    assert read_results(written, bundle=made) == read_results(written)
+    with pytest.raises(ArtifactError, match=said):
+        read_results(changed(written, tmp_path, change), bundle=made)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t["networks"]["int8"]["judged"].update(accuracy=1.0), "int8: accuracy is 1.0, its answers have 0"),
+        (lambda t: t["networks"]["int8"]["judged"].update(accuracy=7.0), "int8: accuracy is 7.0"),
+        (lambda t: t["networks"]["int8"]["judged"].update(loss=float("nan")), "int8: loss is nan"),
+        (lambda t: t["networks"]["int8"]["judged"]["answers"].__setitem__(0, 10), "answers are integers from 0 to 9"),
+        (lambda t: t["networks"]["int8"]["judged"]["answers"].pop(), "int8: 199 answers for 200 labels"),
+        (lambda t: t["labels"].__setitem__(3, -1), "labels are integers from 0 to 9"),
+        (lambda t: t["rounds"][1]["networks"]["fp32"]["ns"].__setitem__(0, -5), "fp32: latencies of round 2 must be"),
+        (lambda t: t["rounds"][1]["networks"]["fp32"].update(ns=[]), "fp32: latencies of round 2 must be positive"),
+        (lambda t: t["networks"].update(other=t["networks"]["fp32"]), "network 'other' is not in its manifest"),
+    ],
+)
+def test_values_that_cannot_be_are_one_message(
+    change: Callable[[dict], None], said: str, written: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=said):
+        read_results(changed(written, tmp_path, change))
+
+
 def test_no_results(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no results at"):
         read_results(tmp_path / "results.json")

@@ -67,6 +67,32 @@ def test_results_of_another_bundle_are_not_taken(server: Server, bundle: Path, e
     assert refused.code == 3
     assert "the results of another bundle" in refused.err
     assert len(there(server)) == 2  # what it wrote is still there
+    again = edgekd("bench", str(bundle), "--host", "device")
+    assert "has run on device meanwhile" not in again.err  # the wrong results are not read twice
+
+
+def test_a_profile_or_a_network_that_the_device_changed_is_refused(
+    server: Server, bundle: Path, tmp_path: Path, edgekd: Call
+) -> None:
+    runner = (bundle / "run.py").read_text()
+    told = "import os, json\nwritten = json.load(open('results.json'))\n{}\njson.dump(written, open('results.json', 'w'))\n"
+    for change, what in (
+        ("written['manifest']['profile']['description'] = 'faster'", "profile differs"),
+        ("written['manifest']['networks'][0]['parameters'] = 1", "networks differs"),
+        ("written['rounds'][0]['networks']['fitted']['ns'] = [-1]", "latencies of round 1 must be positive"),
+    ):
+        ending = "import atexit\n\n\n@atexit.register\ndef change() -> None:\n" + "".join(
+            f"    {line}\n" for line in told.format(change).splitlines()
+        )
+        marker = 'if __name__ == "__main__":'
+        assert marker in runner
+        with_runner(bundle, runner.replace(marker, f"{ending}\n\n{marker}"))
+        out = tmp_path / "results.json"
+        refused = edgekd("bench", str(bundle), "--host", "device", "-o", str(out))
+        assert refused.code == 3
+        assert what in refused.err
+        assert "results of device" in refused.err
+        assert not out.exists()
 
 
 def test_one_network_of_several_that_is_wrong_leaves_the_others_their_figures(
