@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from .artifact import MANIFEST, Artifact
@@ -108,7 +109,9 @@ def deliver(
         note("the DLA takes fp16 only: no int8; its engines are what --build makes on the device, run.py has the GPU's")
     if not (build or bundle or (for_tensorrt and not dla)):
         return Delivered(artifact, files, judged)
-    recipe = recipe_beside(source, str(artifact.path), data, ())
+    # Where the recipe has the data that were named it has their settings, too.
+    other = None if source.recipe is not None and source.recipe.data.use == data else data
+    recipe = recipe_beside(source, str(artifact.path), other, ())
     loaded = load(recipe.data, recipe.seed)
     made = bundle_of(artifact, chosen, bundle or artifact.path.parent / f"bundle-{chosen.name}", loaded)
     engines, programs = _built(artifact, files, chosen, loaded, source_network) if build else ([], [])
@@ -187,9 +190,10 @@ def _built(
 def _ways(bundle: Path, artifact: Artifact, profile: Profile) -> list[str]:
     """Three lines that lead to a number measured on the device."""
     name = bundle.name.removesuffix(".tar.zst").removesuffix(".tar.gz")
-    unpacked = "" if name == bundle.name else f"tar -xf {bundle.name} && "
+    unpacked = "" if name == bundle.name else f"tar -xf {quote(bundle.name)} && "
+    there, results = f"{unpacked}cd {quote(name)} && python3 run.py", f"USER@DEVICE:{name}/results.json"
     return [
-        f"on the device: scp -r {bundle} USER@DEVICE: && ssh USER@DEVICE '{unpacked}cd {name} && python3 run.py'",
-        f"and back here: scp USER@DEVICE:{name}/results.json . && edgekd report results.json --format text",
-        f"or all of it:  edgekd bench {artifact.path} --host USER@DEVICE --profile {profile.name}",
+        f"on the device: scp -r {quote(str(bundle))} USER@DEVICE: && ssh USER@DEVICE {quote(there)}",
+        f"and back here: scp {quote(results)} . && edgekd report results.json --format text",
+        f"or all of it:  edgekd bench {quote(str(artifact.path))} --host USER@DEVICE --profile {quote(profile.name)}",
     ]

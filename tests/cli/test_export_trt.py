@@ -88,6 +88,14 @@ def test_one_command_ends_with_verified_files_a_table_of_layers_and_a_bundle(run
     assert (run / "other.tar.gz").is_file()
 
 
+def test_a_network_of_ones_own_keeps_the_settings_of_its_data(weights: Path, tmp_path: Path, edgekd: Call) -> None:
+    given = ("--model", "cifar-resnet", "--weights", str(weights), "--data", "digits", "--set", "data.size=16")
+    network = ("--set", "teacher.model.depth=8", "--set", "teacher.model.width=4")
+    done = edgekd("export", *given, *network, "--target", "trt", *ORIN, "--no-verify", "-o", str(tmp_path / "own"))
+    assert done.code == 0, done.err
+    assert (tmp_path / "own" / "bundle-jetson-orin-nano-8gb" / MANIFEST).is_file()
+
+
 def test_a_run_is_verified_by_its_name(run: Path, edgekd: Call) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     edgekd("export", f"{run}:quantize", "--target", "trt", *ORIN, "--no-verify")
