@@ -221,6 +221,9 @@ def find_source(text: str, kinds: Sequence[str] | None = None) -> Source:
         return Source(artifact, _teacher_of(artifact), recipe, artifact.manifest.kind)
     run_text, colon, stage = ("", "", "") if path.is_dir() else text.rpartition(":")
     directory, kinds = (Path(run_text), None) if colon else (path, kinds)
+    if (directory / "bundle.json").is_file():
+        hint = f"python3 {directory / 'run.py'} on its device, or give edgekd bench also --host USER@DEVICE"
+        raise UsageError(f"{text} is a bundle, which is measured where it is run", where="SOURCE", hint=hint)
     if not (directory / "recipe.toml").is_file():
         raise UsageError(f"no run, RUN:stage or artifact at {text}", where="SOURCE", hint=_known_runs(directory))
     recipe = load_recipe(directory / "recipe.toml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from .artifact import Artifact
 from .errors import UsageError
 from .profile import Profile, load_profile, profile_names
 from .trt import Verification, verify
@@ -42,9 +43,18 @@ def _files(text: str) -> tuple[dict[str, Path], Sequence[str]]:
     source = find_source(text, ("export",))
     files: dict[str, Path] = {written.name: written.path for written in files_of(source.artifact)}
     if not files:
-        what = f"{source.artifact.path} holds no files for TensorRT"
-        raise UsageError(what, where=text, hint='a stage `export` with targets = ["trt"] writes them')
+        what, others = f"{source.artifact.path} holds no files for TensorRT", _with_files(source.artifact.path.parent)
+        hint = f"edgekd verify {others[-1]}" if others else 'a stage `export` with targets = ["trt"] writes them'
+        raise UsageError(what, where=text, hint=hint)
     return files, source.recipe.profiles if source.recipe else ()
+
+
+def _with_files(run: Path) -> list[Path]:
+    """Exports of a run that hold files for TensorRT, as `edgekd export` alone makes them beside its own."""
+    exports = sorted(
+        (path.parent for path in run.glob("*-export*/manifest.json")), key=lambda path: path.stat().st_mtime
+    )
+    return [path for path in exports if files_of(Artifact.open(path))]
 
 
 def _first_with_tensorrt(names: Sequence[str]) -> Profile:

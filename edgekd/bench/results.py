@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 SCHEMA = 2
+REPEAT = "edgekd bench RUN, or python3 run.py --again in a bundle"
 
 
 class _Record(BaseModel):
@@ -216,13 +217,11 @@ class Results(_Record):
         except OSError as error:
             raise UsageError(f"no results at {path}", hint="measure first: edgekd bench RUN") from error
         except ValueError as error:
-            raise ArtifactError(
-                f"not JSON: {error}", where=str(path), hint="measure again: edgekd bench RUN"
-            ) from error
+            raise ArtifactError(f"not JSON: {error}", where=str(path), hint=f"measure again: {REPEAT}") from error
         version = table.get("schema_version") if isinstance(table, dict) else None
         if version != SCHEMA:
             raise ArtifactError(
-                f"results schema {version}, expected {SCHEMA}", where=str(path), hint="measure again: edgekd bench RUN"
+                f"results schema {version}, expected {SCHEMA}", where=str(path), hint=f"measure again: {REPEAT}"
             )
         try:
             return cls.model_validate(table)

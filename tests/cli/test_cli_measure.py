@@ -255,3 +255,13 @@ def test_reports_that_cannot_be(finished: Any, tmp_path: Path, edgekd: Call) -> 
     unwritable = edgekd("report", str(finished.directory), "--format", "md", "-o", str(damaged / "r.md"))
     assert unwritable.code == 3
     assert str(damaged / "r.md") in unwritable.err
+
+
+def test_a_bundle_is_said_to_be_one(foreign: Path, tmp_path: Path, edgekd: Call) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text("{}")
+    done = edgekd("bench", str(tmp_path / "bundle"))
+    assert (done.code, done.out) == (2, "")
+    assert "is a bundle, which is measured where it is run" in done.err
+    assert "run.py" in done.err
+    assert "--host USER@DEVICE" in done.err

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,13 @@ def test_a_product_that_cannot_be_int8_is_told_why(edgekd: Call, good: Path, tmp
     assert [layer["why"] for layer in document["files"][0]["layers"]] == [None, why.partition(": ")[2]]
 
 
-@pytest.mark.parametrize(("profile", "form"), [("jetson-orin-nano-8gb", "int8"), ("gpu-l4", "int8-fp16")])
-def test_an_artifacts_files_are_verified_in_the_form_for_the_profile(
-    edgekd: Call, good: Path, tmp_path: Path, profile: str, form: str
-) -> None:
+def exported(directory: Path, model: Path, names: Sequence[str]) -> Path:
+    """An artifact of `export` with these files for TensorRT, which are all the same one."""
     written = {}
-    with writing(tmp_path / "export") as directory:
-        (directory / "model.onnx").write_bytes(good.read_bytes())
-        for name in ("int8", "int8-fp16", "fp32"):
-            (directory / f"model.{name}.onnx").write_bytes(good.read_bytes())
+    with writing(directory) as temporary:
+        (temporary / "model.onnx").write_bytes(model.read_bytes())
+        for name in names:
+            (temporary / f"model.{name}.onnx").write_bytes(model.read_bytes())
             written[name] = {"file": f"model.{name}.onnx", "opset": 17, "strongly_typed": False}
         plain = Preprocessing(size=[4, 8, 8], mean=[0.0] * 4, std=[1.0] * 4)
         manifest = Manifest(
@@ -143,12 +141,31 @@ def test_an_artifacts_files_are_verified_in_the_form_for_the_profile(
             model=ModelSpec(use="cifar-resnet"),
             preprocessing=plain,
             classes=["a"],
-            metrics={"tensorrt": written},
+            metrics={"tensorrt": written} if written else {},
         )
-        finish(directory, manifest)
+        finish(temporary, manifest)
+    return directory
+
+
+@pytest.mark.parametrize(("profile", "form"), [("jetson-orin-nano-8gb", "int8"), ("gpu-l4", "int8-fp16")])
+def test_an_artifacts_files_are_verified_in_the_form_for_the_profile(
+    edgekd: Call, good: Path, tmp_path: Path, profile: str, form: str
+) -> None:
+    exported(tmp_path / "export", good, ["int8", "int8-fp16", "fp32"])
     done = edgekd("verify", str(tmp_path / "export"), "--profile", profile, "--json")
     assert done.code == 0, done.err
     assert [Path(f["file"]).name for f in json.loads(done.out)["files"]] == [f"model.{form}.onnx", "model.fp32.onnx"]
+
+
+def test_an_export_without_files_names_the_one_of_its_run_that_has_them(
+    edgekd: Call, good: Path, tmp_path: Path
+) -> None:
+    plain = exported(tmp_path / "04-export-a", good, [])
+    done = edgekd("verify", str(plain), *NANO)
+    assert (done.code, "holds no files for TensorRT" in done.err, 'targets = ["trt"]' in done.err) == (2, True, True)
+    exported(tmp_path / "04-export-b", good, ["int8", "fp32"])
+    done = edgekd("verify", str(plain), *NANO)
+    assert (done.code, f"hint: edgekd verify {tmp_path / '04-export-b'}" in done.err) == (2, True)
 
 
 @pytest.mark.parametrize(
