@@ -3,7 +3,7 @@
 A request is a JSON object with `do` and its arguments; answers are JSON objects, one a line, each behind a mark that no
 login script prints. What lies on the device:
 
-    DIRECTORY/lock             held by the runner while it measures (flock); whoever holds it wrote its bundle's key in
+    DIRECTORY/lock             held by the runner while it measures (flock); its bundle's key is in it meanwhile
     DIRECTORY/KEY/             a bundle: its files, and beside them what the runner writes
     DIRECTORY/KEY/.log         what the runner said
     DIRECTORY/KEY/.ended       the runner's exit status, once it has one
@@ -38,7 +38,7 @@ TAIL_BYTES = 4000
 #: Loading CUDA libraries from a cold disk takes this long at worst.
 IMPORT_S = 60.0
 #: Runs the command, then writes its exit status; killed or alive, the lock is held as long as one of the two is.
-SHELL = '"$@" >.log 2>&1 </dev/null; echo $? >.ended.part && mv .ended.part .ended'
+SHELL = '"$@" >.log 2>&1 </dev/null; echo $? >.ended.part && mv .ended.part .ended; : >../lock'
 RUNTIMES = ("onnxruntime", "tensorrt")
 TRTEXEC = ("/usr/src/tensorrt/bin", "/usr/local/tensorrt/bin")
 
@@ -144,7 +144,6 @@ def start(request: dict[str, Any], stream: BinaryIO) -> None:
     for name in (".ended", ".taken", ".log"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(home, name))
-    os.ftruncate(lock, 0)
     os.write(lock, json.dumps({"key": request["key"], "who": request["who"], "since": time.time()}).encode())
     subprocess.Popen(
         ["/bin/sh", "-c", SHELL, "edgekd", sys.executable, *request["command"], *again],
@@ -241,11 +240,19 @@ def _holder(root: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        text = os.read(descriptor, 10_000).decode("utf-8", "replace")
-        told: dict[str, Any] = json.loads(text) if text else {"key": "", "who": "somebody", "since": time.time()}
+        text = b""
+        for _ in range(10):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                text = os.pread(descriptor, 10_000, 0)
+            if text:
+                break
+            time.sleep(0.05)  # whoever has just taken it writes its key, or lets it go
+        told: dict[str, Any] = {"key": "", "who": "somebody", "since": time.time()}
+        if text:
+            told = json.loads(text.decode("utf-8", "replace"))
         return {**told, "age": max(0.0, time.time() - told["since"])}
     finally:
         os.close(descriptor)
@@ -259,6 +266,7 @@ def _hold(root: str) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.stat(os.path.join(root, "lock")).st_ino == os.fstat(descriptor).st_ino:
+                    os.ftruncate(descriptor, 0)  # what an earlier holder, who was killed, left in it
                     return descriptor  # and not one that was deleted in between
         except BlockingIOError:
             time.sleep(0.05)

@@ -116,7 +116,8 @@ def follow(
             raise UsageError(f"{link.command[0]}: {error.strerror}", where=VARIABLE) from error
         assert child.stdin is not None
         assert child.stdout is not None
-        writer = threading.Thread(target=_write, args=(child.stdin, script, files, sent), daemon=True)
+        unread: list[OSError] = []
+        writer = threading.Thread(target=_write, args=(child.stdin, script, files, sent, unread), daemon=True)
         writer.start()
         begun = answered = False
         try:
@@ -138,6 +139,10 @@ def follow(
             status = child.wait()
             child.stdout.close()
             writer.join()
+            if unread:  # why the device then misses what it expects
+                hint = "leave the files where they are until they have arrived, and run the same command again"
+                what = f"cannot be read any more: {unread[0].strerror}"
+                raise StageError(what, where=str(unread[0].filename), hint=hint) from unread[0]
         said.seek(0)
         if begun and (status == 255 or status < 0):
             hint = "run the same command again: what has arrived there is kept"
@@ -146,7 +151,14 @@ def follow(
             raise of_ssh(device, status, said.read().decode("utf-8", "replace"))
 
 
-def _write(stream: IO[bytes], script: bytes, files: Sequence[Path], sent: Callable[[int], None] | None) -> None:
+def _write(
+    stream: IO[bytes],
+    script: bytes,
+    files: Sequence[Path],
+    sent: Callable[[int], None] | None,
+    unread: list[OSError],
+) -> None:
+    """Send the script and the files, and close the stream; a file that cannot be read goes to `unread`."""
     total = 0
     with contextlib.suppress(BrokenPipeError, ValueError):  # the device has said why it takes no more
         try:
@@ -158,6 +170,10 @@ def _write(stream: IO[bytes], script: bytes, files: Sequence[Path], sent: Callab
                         total += len(block)
                         if sent is not None:
                             sent(total)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            unread.append(error)
         finally:
             stream.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
@@ -179,6 +180,34 @@ def test_a_connection_that_ends_while_the_device_works(server: Server) -> None:
                 break
             time.sleep(0.05)
         assert ask(link, "look", key="k", contents={})["state"] == "died"
+
+
+def test_a_file_that_vanishes_while_it_is_sent_is_one_message(server: Server, tmp_path: Path) -> None:
+    first, gone = tmp_path / "first", tmp_path / "gone"
+    first.write_bytes(b"a")
+    contents = [("first", 1, hashlib.sha256(b"a").hexdigest()), ("gone", 5, "0" * 64)]
+    with connected(DEVICE) as link, pytest.raises(StageError, match="cannot be read any more") as raised:
+        ask(link, "receive", [first, gone], key="k", contents=contents)
+    assert raised.value.problem.where == str(gone)
+    assert "run the same command again" in str(raised.value.problem.hint)
+    assert [path.name for path in (server.home / ".cache" / "edgekd" / "k").iterdir()] == ["first"]
+
+
+def test_the_lock_tells_of_nobody_who_is_gone(server: Server) -> None:
+    """Whoever takes the lock for an instant is not taken for the runner that had it before."""
+    root = server.home / ".cache" / "edgekd"
+    home = root / "k"
+    home.mkdir(parents=True)
+    (home / "run.py").write_text("")
+    with connected(DEVICE) as link:
+        assert ask(link, "start", key="k", command=["run.py"], who="me")["started"]
+        assert ask(link, "follow", key="k")["state"] == "ended"
+    assert (root / "lock").read_text() == ""
+    (root / "lock").write_text(json.dumps({"key": "k", "who": "killed", "since": 0.0}))  # by one who was killed
+    held = agent._hold(str(root))
+    assert held is not None
+    assert agent._state(str(root), str(home), "k") == "ended"
+    os.close(held)
 
 
 def working_in(home: Path) -> list[int]:
