@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ from ..runs import candidates_at, open_run, run_candidates
 
 __all__ = ["bundle_at", "bundle_given", "bundled_profile", "run_at"]
 
+#: A manifest names some files and the classes: kilobytes.
+MANIFEST_BYTES = 10_000_000
+
 
 def bundle_given(paths: Sequence[str], directory: Path) -> Path | None:
     """The bundle that is all that was named, unpacked below `directory` where it is an archive; None: no bundle.
@@ -35,21 +39,48 @@ def bundle_given(paths: Sequence[str], directory: Path) -> Path | None:
     if not path.name.endswith(ENDINGS):
         return path if (path / MANIFEST).is_file() else None
     try:
-        with path.open("rb") as file:
-            zstd = path.suffix == ".zst"
-            stream = zstandard.ZstdDecompressor().stream_reader(file) if zstd else gzip.GzipFile(fileobj=file)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    name = PurePosixPath(member.name).name
-                    content = tar.extractfile(member)
-                    if content is None or not name:
-                        raise tarfile.TarError(f"{member.name} is no file")
-                    (directory / name).write_bytes(content.read())
+        _unpack(path, directory, {MANIFEST: None})
+        _unpack(path, directory, _sizes(directory / MANIFEST))
     except FileNotFoundError as error:
         raise UsageError(f"no bundle at {path}", where="bench", hint="edgekd export RUN --bundle PATH") from error
-    except (OSError, EOFError, tarfile.TarError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, zstandard.ZstdError) as error:
         raise ArtifactError(f"damaged: {error}", where=str(path), hint="make the bundle again") from error
     return directory
+
+
+def _unpack(path: Path, directory: Path, wanted: dict[str, int | None]) -> None:
+    """Write those members of an archive that are `wanted`: name -> bytes, None: as many as a manifest may have."""
+    written = set()
+    with path.open("rb") as file:
+        zstd = path.suffix == ".zst"
+        stream = zstandard.ZstdDecompressor().stream_reader(file) if zstd else gzip.GzipFile(fileobj=file)
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                if name not in wanted or member.isdir():
+                    continue
+                size = wanted[name]
+                if name in written:
+                    raise tarfile.TarError(f"two files are called {name}")
+                if member.size > MANIFEST_BYTES if size is None else member.size != size:
+                    expected = f"{size:,}" if size is not None else f"{MANIFEST_BYTES:,} at most"
+                    raise tarfile.TarError(f"{name} has {member.size:,} bytes, expected {expected}")
+                content = tar.extractfile(member)
+                if content is None:
+                    raise tarfile.TarError(f"{member.name} is no file")
+                with (directory / name).open("wb") as out:
+                    shutil.copyfileobj(content, out)
+                written.add(name)
+    if missing := wanted.keys() - written:
+        raise tarfile.TarError(f"it has no {min(missing)}")
+
+
+def _sizes(manifest: Path) -> dict[str, int | None]:
+    """Bytes of every file that a manifest lists. Raises ValueError."""
+    try:
+        return {str(name): int(size) for name, (_, size) in json.loads(manifest.read_text())["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the manifest is no list of files: {error}") from error
 
 
 def run_at(paths: Sequence[str]) -> Path | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ def test_a_profile_or_a_network_that_the_device_changed_is_refused(
     server: Server, bundle: Path, tmp_path: Path, edgekd: Call
 ) -> None:
     runner = (bundle / "run.py").read_text()
-    told = "import os, json\nwritten = json.load(open('results.json'))\n{}\njson.dump(written, open('results.json', 'w'))\n"
+    told = "import json\nwritten = json.load(open('results.json'))\n{}\njson.dump(written, open('results.json', 'w'))"
     for change, what in (
         ("written['manifest']['profile']['description'] = 'faster'", "profile differs"),
         ("written['manifest']['networks'][0]['parameters'] = 1", "networks differs"),
@@ -131,6 +133,23 @@ def test_a_bundle_brings_its_profile(server: Server, bundle: Path, edgekd: Call)
         damaged = edgekd("bench", str(archive), "--host", "device")
         assert damaged.code == 3
         assert "damaged: " in damaged.err
+    for twice, what in (
+        ("run.py", "two files are called run.py"),
+        ("fitted.onnx", "fitted.onnx has 1,000,000 bytes, expected "),
+        ("bundle.json", "bundle.json has 20,000,000 bytes, expected 10,000,000 at most"),
+    ):
+        archive = bundle.with_name("other.tar.gz")
+        with tarfile.open(archive, "w:gz") as tar:
+            if twice != "run.py":
+                added = tarfile.TarInfo(f"b/{twice}")
+                added.size = 1_000_000 if twice == "fitted.onnx" else 20_000_000
+                tar.addfile(added, io.BytesIO(bytes(added.size)))
+            tar.add(bundle, "b")
+            tar.add(bundle / "run.py", "other/run.py")
+        refused = edgekd("bench", str(archive), "--host", "device")
+        assert refused.code == 3
+        assert what in refused.err
+        assert not there(server)
     none = edgekd("bench", "x.onnx", "--host", "device")
     assert none.code == 2
     assert "is measured as one profile, got none" in none.err
