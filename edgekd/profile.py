@@ -163,6 +163,17 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
         yield Problem("tensorrt.dla", what, "leave it out to build for the GPU")
 
 
+def _unknown(name: str, where: str) -> UsageError:
+    """What is said of a name that nothing is found by: it may have been meant as a file's, or as a shipped one."""
+    if Path(name).is_file():
+        hint = "edgekd profiles detect -o mine.toml writes one"
+        return UsageError(f"{name!r} is no profile: its file ends in .toml", where=where, hint=hint)
+    if "/" in name or Path(name).suffix[1:].isalpha():
+        hint = "shipped profiles are named without an ending: edgekd profiles list"
+        return UsageError(f"no such file: {name!r}", where=where, hint=hint)
+    return UsageError(f"no profile {name!r}", where=where, hint=nearest(name, profile_names()))
+
+
 def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if name in seen:
         circle = " -> ".join((*seen, name))
@@ -172,8 +183,9 @@ def _table(name: str, where: str, seen: tuple[str, ...]) -> dict[str, Any]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        why = nearest(name, profile_names()) if error.errno == errno.ENOENT else f"{file}: {error.strerror}"
-        raise UsageError(f"no profile {name!r}", where=where, hint=why) from error
+        if error.errno != errno.ENOENT:
+            raise UsageError(f"no profile {name!r}", where=where, hint=f"{file}: {error.strerror}") from error
+        raise _unknown(name, where) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = "texts need quotes, tables need { } and lists need [ ]"
         raise UsageError(f"not valid TOML: {error}", where=str(file), hint=hint) from error

@@ -113,7 +113,12 @@ RECIPES: dict[str, tuple[list[str], str, str, str]] = {
         ["--set", "teacher.weights=none.safetensors"],
         *("teacher.weights", "no such weights file", "working directory"),
     ),
-    "missing profile": (["--set", 'profiles=["none.toml"]'], "profiles[0]", "no profile 'none.toml'", "cpu-x86"),
+    "missing profile": (
+        ["--set", 'profiles=["none.toml"]'],
+        "profiles[0]",
+        "no such file: 'none.toml'",
+        "profiles list",
+    ),
     "missing plugin": (["--set", 'plugins=["none.py"]'], "plugins", "no plugin file none.py", "working directory"),
     "stages in an impossible order": (
         ["--set", 'stage=[{use="export"}, {use="quantize"}]'],

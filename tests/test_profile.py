@@ -77,7 +77,18 @@ def test_unknown_names() -> None:
     error = fails("cpu-x68")
     assert (error.problem.where, error.problem.what) == ("profiles[0]", "no profile 'cpu-x68'")
     assert error.problem.hint == "did you mean 'cpu-x86'?"
-    assert fails("none.toml").problem.what == "no profile 'none.toml'"
+
+
+@pytest.mark.parametrize("name", ["none.toml", "boards/none", "bad.onnx"])
+def test_a_file_that_is_not_there_is_not_taken_for_a_shipped_name(name: str) -> None:
+    error = fails(name)
+    assert error.problem.what == f"no such file: {name!r}"
+    assert "jetson" not in str(error.problem.hint), "shipped names are not what was meant"
+
+
+def test_another_file_is_no_profile(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"onnx")
+    assert "is no profile: its file ends in .toml" in fails(str(tmp_path / "bad.onnx")).problem.what
 
 
 def test_a_directory_is_no_profile(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def read_onnx(path: Path) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise UsageError(f"no ONNX file at {path}: {error.strerror or error}", where=str(path)) from error
+        hint = "name an .onnx file, or a run or stage whose files are meant"
+        raise UsageError(f"no ONNX file at {path}: {error.strerror or error}", hint=hint) from error
     except (DecodeError, ValueError) as error:
         raise UsageError("not an ONNX file, or a truncated one", where=str(path), hint="export it again") from error
     if not model.graph.node or not model.opset_import:

@@ -117,7 +117,7 @@ def test_everything_that_is_wrong_with_files_is_told_at_once(edgekd: Call, tmp_p
         f"{place}protocol.rounds: input should be greater than or equal to 3, got 1",
         f"{place}budgets.latencyy: unknown key",
         f"{place}tensorrt.version: TensorRT 10.16 has no DLA: 10.7 was the last before 11.4",
-        f"no profile '{none}'",
+        f"no such file: '{none}'",
     ):
         assert said in found
     assert "error: 7 problems" in found

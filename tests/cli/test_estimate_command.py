@@ -172,7 +172,11 @@ def test_what_cannot_be_estimated_has_one_message(
     for arguments, said in (
         ([str(theirs), "--profile", str(bare)], "no datasheet to estimate by"),
         ([str(theirs), "--profile", "no-such-board"], "no profile 'no-such-board'"),
-        ([str(tmp_path / "none.onnx"), "--profile", str(board)], "no ONNX file at"),
+        (
+            [str(tmp_path / "none.onnx"), "--profile", str(board)],
+            f"error: no ONNX file at {tmp_path / 'none.onnx'}: No",
+        ),
+        ([str(tmp_path / "none.onnx"), "--profile", str(board)], "hint: name an .onnx file, or a run"),
         ([str(theirs), "--profile", str(board), "--results", str(tmp_path / "none.json")], "no results at"),
         ([str(theirs), "--profile", str(board), "--write"], "one run's results.json"),
         ([here, "--profile", str(board), "--write"], "has nothing on board"),
