@@ -124,7 +124,7 @@ def test_a_gpu_is_not_measured_in_the_place_of_a_dla() -> None:
 def test_build_options() -> None:
     int8 = engine_settings(network("int8", False), PROFILE, "8.6.2")
     assert build_flags(network("int8", False), int8, USAGE_10) == [
-        "--int8", "--fp16", "--builderOptimizationLevel=5", "--memPoolSize=workspace:512",
+        "--int8", "--fp16", "--builderOptimizationLevel=5", "--memPoolSize=workspace:488",
         "--minShapes=image:1x3x32x32", "--optShapes=image:1x3x32x32", "--maxShapes=image:1x3x32x32", "--skipInference",
     ]  # fmt: skip
     typed = engine_settings(network("fp16", True, 1), {}, "10.3.0")

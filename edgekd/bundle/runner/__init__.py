@@ -8,6 +8,6 @@ __all__ = ["MODULES"]
 
 #: In the order of their imports.
 MODULES = (
-    "errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "building", "cuda", "engines", "trtexec",
+    "errors", "contents", "device", "sensors", "rounds", "onnx_runtime", "cuda", "building", "engines", "trtexec",
     "work", "main",
 )  # fmt: skip

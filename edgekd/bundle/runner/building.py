@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any, Dict, List, Optional
 
+from .cuda import described_gpu
 from .errors import FAILED, Failed
 
 __all__ = ["ENGINES", "build_engine", "build_in_child", "built_here", "engine_settings", "input_shape", "kept_engine"]
@@ -44,6 +46,16 @@ def input_shape(info: Dict[str, Any], batch: int) -> List[int]:
     return [axis if isinstance(axis, int) else (batch if i == 0 else 1) for i, axis in enumerate(info["axes"])]
 
 
+def workspace_mib(settings: Dict[str, Any]) -> int:
+    """The builder's memory in whole MiB, which is what trtexec takes, within workspace_mb (10^6 bytes)."""
+    return max(1, int(settings["workspace_mb"]) * 10**6 >> 20)
+
+
+def timing_cache(out: str, version: str, gpu: Optional[str]) -> str:
+    """Where a builder's timings are kept; those of one GPU are wrong for another."""
+    return os.path.join(out, ENGINES, "timing.%s.%s.cache" % (version, re.sub(r"\W+", "-", gpu or "gpu")))
+
+
 def build_engine(
     trt: Any, path: str, network: Dict[str, Any], settings: Dict[str, Any], log: Any, cache: Optional[str] = None
 ) -> bytes:
@@ -67,21 +79,24 @@ def build_engine(
     if hasattr(config, "builder_optimization_level"):
         config.builder_optimization_level = settings["optimization_level"]
     if settings["workspace_mb"] is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings["workspace_mb"] * 1e6))
-    if cache is not None:
-        config.set_timing_cache(config.create_timing_cache(bytes_of(cache)), False)
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib(settings) << 20)
+    for content in (bytes_of(cache), b"") if cache is not None else ():  # an empty one where the kept one is refused
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, False):
+            break
     if any(isinstance(axis, str) for info in network["inputs"] for axis in info["axes"]):
         shapes = builder.create_optimization_profile()
         for info in network["inputs"]:
             shape = input_shape(info, settings["batch"])
             shapes.set_shape(info["name"], shape, shape, shape)
-        config.add_optimization_profile(shapes)
+        if config.add_optimization_profile(shapes) < 0:
+            raise Failed("TensorRT %s refuses the batch of %d: %s" % (trt.__version__, settings["batch"], log.last()))
     engine = builder.build_serialized_network(definition, config)
     if engine is None:
         raise Failed("TensorRT %s does not build it: %s" % (trt.__version__, log.last()))
-    if cache is not None:
-        with open(cache, "wb") as stream:
-            stream.write(memoryview(config.get_timing_cache().serialize()))
+    timings = config.get_timing_cache() if cache is not None else None
+    if cache is not None and timings is not None:
+        write_bytes(cache, bytes(memoryview(timings.serialize())))
     return bytes(memoryview(engine))
 
 
@@ -98,6 +113,20 @@ def bytes_of(path: str) -> bytes:
             return stream.read()
     except OSError:
         return b""
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write so that a reader, or a power cut, sees the old file or the new one."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def logger_of(trt: Any) -> Any:
@@ -124,7 +153,7 @@ def imported() -> Any:
     try:
         import tensorrt
     except Exception as error:  # a stub wheel raises what it likes
-        hint = "on a Jetson: sudo apt install nvidia-jetpack python3-libnvinfer; or --runtime trtexec"
+        hint = "on a Jetson: sudo apt install nvidia-jetpack python3-libnvinfer"
         raise Failed("TensorRT's Python package does not import: %s" % error, hint)
     return tensorrt
 
@@ -158,16 +187,15 @@ def built_here(directory: str, manifest: Dict[str, Any], name: str, out: str) ->
         trt = imported()
         network = next(n for n in manifest["networks"] if n["name"] == name)
         settings = engine_settings(network, manifest["profile"], str(trt.__version__))
-        cache = os.path.join(out, ENGINES, "timing.%s.cache" % trt.__version__)
+        cache = timing_cache(out, str(trt.__version__), described_gpu()["gpu"])
         path = os.path.join(out, ENGINES, name + ".engine")
         engine = build_engine(trt, os.path.join(directory, network["file"]), network, settings, logger_of(trt), cache)
-        with open(path, "wb") as stream:
-            stream.write(engine)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_bytes(path, engine)
     except Failed as error:
         problem = error.what
     except OSError as error:
         problem = "cannot write the engine: %s" % error.strerror
+    except Exception as error:  # the parent knows no more than what is said here
+        problem = "building failed: %s: %s" % (type(error).__name__, str(error).strip()[:300])
     sys.stdout.write(json.dumps({"problem": problem}) + "\n")
     return 0 if problem is None else FAILED

@@ -11,8 +11,10 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from .building import ENGINES, engine_settings, input_shape, kept_engine
+from .building import ENGINES, engine_settings, input_shape, kept_engine, timing_cache, workspace_mib
 from .contents import Arrays, write_json
+from .cuda import described_gpu
+from .device import smi_cards
 from .errors import Failed
 from .rounds import MIN_CALLS, TOLERANCE, Block, WarmUp
 
@@ -94,7 +96,7 @@ def build_flags(network: Dict[str, Any], settings: Dict[str, Any], usage: str) -
     if "--builderOptimizationLevel" in usage:  # from 8.6 on
         flags.append("--builderOptimizationLevel=%d" % settings["optimization_level"])
     if settings["workspace_mb"] is not None:
-        flags.append("--memPoolSize=workspace:%d" % settings["workspace_mb"])
+        flags.append("--memPoolSize=workspace:%d" % workspace_mib(settings))
     shapes = _shapes(network, settings["batch"])
     if shapes:
         flags += ["--%sShapes=%s" % (which, shapes) for which in ("min", "opt", "max")]
@@ -151,13 +153,13 @@ class Trtexec:
         version = version_of(self.usage) or self.version()
         self.directory, self.network, self.profile, self.out = directory, network, profile, out
         settings = engine_settings(network, profile, version)
-        identity = dict(settings, tensorrt=version, sha256=network["sha256"], by="trtexec")
+        identity = dict(settings, tensorrt=version, sha256=network["sha256"], by="trtexec", **self.device())
         self.path = os.path.join(out, ENGINES, "%s.%d.trtexec.engine" % (network["name"], network["batch"]))
         self.facts: Dict[str, Any] = {"engine": identity}
         if not kept_engine(self.path, identity):
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
             onnx = os.path.join(directory, network["file"])
-            cache = os.path.join(out, ENGINES, "timing.%s.cache" % version)
+            cache = timing_cache(out, version, identity.get("gpu"))
             flags = build_flags(network, settings, self.usage)
             self._passed(said(["--onnx=" + onnx, "--saveEngine=" + self.path, "--timingCacheFile=" + cache, *flags]))
             write_json(self.path + ".json", identity)
@@ -170,8 +172,13 @@ class Trtexec:
         return found
 
     @staticmethod
-    def device() -> Dict[str, str]:
-        return {}
+    def device() -> Dict[str, Any]:
+        """By CUDA's runtime where it is found, which counts as trtexec does; else nvidia-smi's first; or nothing."""
+        try:
+            return dict(described_gpu())
+        except Failed:
+            cards = smi_cards()[:1]
+        return {"gpu": cards[0]["name"], "compute_capability": cards[0]["compute_capability"]} if cards else {}
 
     @staticmethod
     def _passed(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, Optional
 import numpy as np
 
 from .contents import Arrays, answered, batches, compared, feed, load_arrays, read_manifest, verify, write_json
-from .device import described_device
+from .device import cards_of, described_device
 from .engines import TensorRT
 from .errors import FAILED, USAGE, Failed
 from .onnx_runtime import OnnxRuntime
@@ -41,7 +41,11 @@ class Run:
         self.runtime = chosen(runtime, self.profile["runtime"])
         version = self.runtime.version()
         self.sensors = Sensors()
-        device = dict(described_device(self.runtime.name, version, self.manifest), **self.runtime.device())
+        used = self.runtime.device()
+        device = dict(described_device(self.runtime.name, version, self.manifest), **used)
+        cards = cards_of(used)
+        if cards:
+            device["gpus"] = cards
         mode = self.sensors.power_mode()
         if mode is not None:
             device["power_mode"] = mode
@@ -77,7 +81,9 @@ class Run:
     @staticmethod
     def _identity(results: Dict[str, Any], which: int) -> Any:
         device = results["device"]
-        machine = [device.get(k) for k in ("cpu", "machine", "board", "jetson", "power_mode", "gpu")]
+        machine = [
+            device.get(k) for k in ("cpu", "machine", "board", "jetson", "power_mode", "gpu", "compute_capability")
+        ]
         return (results["bundle"], [results["runtime"]["name"], results["runtime"]["version"]], machine)[which]
 
     def write(self) -> None:
