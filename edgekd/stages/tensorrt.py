@@ -31,7 +31,7 @@ def tensorrt_problems(stage: Any, context: Context) -> Iterator[Problem]:
         yield Problem(
             where,
             f"files for TensorRT need the quantization scheme {SCHEME}, the network has {context.scheme}",
-            f'quantize with scheme = "{SCHEME}", or for a profile that runs TensorRT; or export the float stage before it',
+            f'quantize with scheme = "{SCHEME}", or for a profile that runs TensorRT, or export a float stage',
         )
     for profile in context.profiles:
         if profile.tensorrt is not None and profile.tensorrt.dla is not None:
