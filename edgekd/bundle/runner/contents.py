@@ -16,6 +16,8 @@ __all__ = ["Arrays", "answered", "compared", "feed", "load_arrays", "read_manife
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+#: What a manifest of this format has, and as what.
+NEEDED = {"edgekd": str, "files": dict, "networks": list, "profile": dict, "rows": int}
 AGAIN = "copy the whole bundle again"
 
 Arrays = Dict[str, "np.ndarray[Any, Any]"]
@@ -36,6 +38,11 @@ def read_manifest(directory: str) -> Tuple[Dict[str, Any], str]:
         raise Failed("%s is damaged: not a bundle's manifest" % MANIFEST, AGAIN)
     if version != FORMAT:
         raise Failed("bundle format %s, this runner reads %d" % (version, FORMAT), "use the run.py of that bundle")
+    for key, kind in NEEDED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise Failed("%s is damaged: `%s` is missing or wrong" % (MANIFEST, key), AGAIN)
+    if not isinstance(manifest["profile"].get("protocol"), dict):
+        raise Failed("%s is damaged: `profile` has no protocol" % MANIFEST, AGAIN)
     return manifest, hashlib.sha256(content).hexdigest()
 
 

@@ -63,17 +63,17 @@ class Run:
             with open(self.results_path, encoding="utf-8") as stream:
                 earlier = json.load(stream)
             same = all(self._identity(earlier, key) == self._identity(self.results, key) for key in (0, 1, 2))
+            kept = _kept(earlier) if same else {}
         except OSError:
             return
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             self.tell("resume", "the old results.json is damaged and is made anew")
             return
         if not same:
             os.replace(self.results_path, self.results_path + ".old")
             self.tell("resume", "results.json is of another bundle, runtime or device: kept as results.json.old")
             return
-        for key in ("networks", "rounds", "sessions", "warnings", "complete"):
-            self.results[key] = earlier[key]
+        self.results.update(kept)
         if self.results["rounds"] and not self.results["complete"]:
             count = len(self.results["rounds"])
             self.tell("resume", "going on after %d rounds of an earlier call" % count, rounds=count)
@@ -128,6 +128,7 @@ class Run:
         name = network["name"]
         told: Dict[str, Any] = {"file": network["file"], "problem": None}
         self.results["networks"][name] = told
+        session: Any = None
         try:
             self.tell("open", "%s: opening" % name, network=name)
             begun = time.monotonic()
@@ -149,7 +150,10 @@ class Run:
         else:
             self.tell("compared", "%s: outputs are right" % name, network=name, **_brief(told))
         self.write()
-        return session if told["problem"] is None else None
+        if told["problem"] is None or session is None:
+            return session
+        session.close()
+        return None
 
     @staticmethod
     def _compared(network: Dict[str, Any], outputs: Arrays, expected: Arrays, rows: int) -> Dict[str, Any]:
@@ -256,6 +260,20 @@ def chosen(asked: str, wanted: str) -> Any:
     if name not in RUNTIMES:
         raise Failed("this runner has no runtime %s" % name, "known: %s" % ", ".join(sorted(RUNTIMES)), USAGE)
     return RUNTIMES[name]
+
+
+def _kept(earlier: Dict[str, Any]) -> Dict[str, Any]:
+    """What of earlier results is gone on with. Raises what damaged ones do: LookupError, TypeError, AttributeError."""
+    kinds = {"networks": dict, "rounds": list, "sessions": list, "warnings": list, "complete": bool}
+    for key, kind in kinds.items():
+        if not isinstance(earlier[key], kind):
+            raise TypeError(key)
+    for told in earlier["networks"].values():
+        told["problem"]
+    for done in earlier["rounds"]:
+        for found in done["networks"].values():
+            found["p50"] + found["ns"][0]
+    return {key: earlier[key] for key in kinds}
 
 
 def _brief(told: Dict[str, Any]) -> Dict[str, Any]:
