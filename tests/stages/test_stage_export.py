@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgekd.artifact import Artifact
 from edgekd.data import Dataset
 from edgekd.errors import ArtifactError, StageError
+from edgekd.onnx_file import compare
 from edgekd.profile import Profile
 from edgekd.recipe import Component
 from edgekd.runtimes import open_session
@@ -167,6 +168,24 @@ def test_a_file_that_answers_nan_fails_the_stage(
         run(workspace, tmp_path / "export", chain.artifacts["prune"], cpu)
 
 
+@pytest.mark.parametrize(("raised", "ties"), [(0.01, 8), (0.029, 8), (0.031, 0), (float("nan"), 0)])
+def test_another_answer_is_a_tie_only_where_the_logits_are_near(exported: Exported, raised: float, ties: int) -> None:
+    """Two classes are level; the file raises the second by a share of the largest logit, 2."""
+
+    class Level(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([2.0, 2.0 - 1e-4, *[0.0] * 8]).repeat(len(images), 1)
+
+    def answer(feed: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        logits = Level()(torch.from_numpy(feed["image"])).numpy()
+        logits[:, 1] += 2 * raised
+        return {"logits": logits}
+
+    file = exported("prune").file("model.onnx")
+    found = compare(file, Level(), torch.zeros(8, 3, 16, 16), answer)
+    assert (found["argmax_agreement"], found["images"], found["ties"]) == (0.0, 8, ties)
+
+
 @pytest.mark.parametrize(
     ("name", "found", "passes"),
     [
@@ -178,6 +197,9 @@ def test_a_file_that_answers_nan_fails_the_stage(
         ("ptq", {"max_abs_difference": 0.0, "max_abs_logit": 1.0, "argmax_agreement": 0.994}, False),
         ("ptq", {"max_abs_difference": 0.0, "max_abs_logit": 1.0, "argmax_agreement": 0.99, "images": 100}, True),
         ("ptq", {"max_abs_difference": 0.0, "max_abs_logit": 1.0, "argmax_agreement": 0.98, "images": 100}, False),
+        ("ptq", {"max_abs_difference": 0.01, "max_abs_logit": 1.0, "argmax_agreement": 0.9, "ties": 95}, True),
+        ("ptq", {"max_abs_difference": 0.5, "max_abs_logit": 1.0, "argmax_agreement": 0.9, "ties": 94}, False),
+        ("ptq", {"max_abs_difference": float("nan"), "max_abs_logit": 1.0, "argmax_agreement": 1.0}, False),
     ],
 )
 def test_the_tolerances(
@@ -197,7 +219,7 @@ def test_the_tolerances(
     monkeypatch.setattr(export, "export_onnx", lambda module, path, **_: path.write_bytes(b""))
     monkeypatch.setattr(export, "open_session", lambda path: NoSession())
     monkeypatch.setattr(export, "optimised_layers", lambda path: {"int8": 0, "float": 0})
-    monkeypatch.setattr(export, "compare", lambda *_: {"images": 1000, **found})
+    monkeypatch.setattr(export, "compare", lambda *_: {"images": 1000, "ties": 0, **found})
     if passes:
         metrics = run(workspace, tmp_path / "export", chain.artifacts[name], cpu).manifest.metrics
         assert {key: metrics[key] for key in found} == found
