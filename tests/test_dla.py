@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from edgekd.errors import UsageError
 from edgekd.profile import Profile, load_profile
-from edgekd.trt import dla_problems
+from edgekd.trt import TrtFile, dla_problems
+from edgekd.trt.build import _suited, _wanted
 
 AGX, NX = "jetson-agx-orin-64gb", "jetson-orin-nx-16gb"
 
@@ -68,3 +70,13 @@ def test_a_jetpack_without_it_is_said_although_its_tensorrt_would_have_it(tmp_pa
     assert profile.tensorrt is not None
     moved = profile.model_copy(update={"tensorrt": profile.tensorrt.model_copy(update={"jetpack": "7.2"})})
     assert told(moved) == ["tensorrt.version: JetPack 7.2 has no DLA with TensorRT 10.3"]
+
+
+def test_of_the_files_of_an_export_a_dla_gets_fp16_alone(tmp_path: Path) -> None:
+    files = [TrtFile(name, tmp_path / f"model.{name}.onnx", 17, True, {}) for name in ("int8", "fp16", "fp32")]
+    accelerator = board(tmp_path, NX)
+    assert [file.name for file in _suited(files, accelerator)] == ["fp16"]
+    assert _wanted(accelerator, _suited(files, accelerator)) == accelerator.tensorrt
+    with pytest.raises(UsageError, match="the DLA takes fp16 only"):
+        _wanted(accelerator, _suited(files[::2], accelerator))
+    assert _suited(files, load_profile(NX)) == files

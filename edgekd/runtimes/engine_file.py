@@ -60,6 +60,8 @@ class EngineMetadata(_Record):
     workspace_mb: int | None = None
     version_compatible: bool = False
     hardware_compatibility: Literal["none", "same-compute-capability", "ampere-plus"] = "none"
+    dla: int | None = Field(None, description="the accelerator that it was built for; None: the GPU")
+    gpu_fallback: bool = Field(False, description="whether layers that the DLA does not have may run on the GPU")
     inputs: dict[str, BatchRange]
     edgekd: str = __version__
 

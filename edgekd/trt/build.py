@@ -42,6 +42,7 @@ def build_engines(
 ) -> list[Engine]:
     """Build `NAME.engine` with its sidecar in `directory` from every file, and compare each on `inputs`.
 
+    For a DLA, which takes nothing else, from the fp16 file alone; layers that it does not have run on the GPU.
     inputs: real ones, [N, ...] by name, as the files take them. An engine whose outputs are zero, NaN or far from
     ONNX Runtime's is removed. Raises UsageError (a profile without TensorRT, a DLA that cannot), MissingExtra (no
     TensorRT) or StageError (no GPU, another TensorRT or GPU than the profile's, a node that TensorRT refuses, wrong
@@ -49,6 +50,7 @@ def build_engines(
     """
     made: list[Engine] = []
     with keeping([file.path for file in files], made):
+        files = _suited(files, profile)
         wanted = _wanted(profile, files)
         trt = load_tensorrt()
         machine = here(trt)
@@ -57,6 +59,13 @@ def build_engines(
             emit({"event": "build", "file": str(file.path), "backend": "tensorrt"})
             made.append(_built(trt, file, profile, wanted, machine, directory, inputs))
     return made
+
+
+def _suited(files: Sequence[TrtFile], profile: Profile) -> Sequence[TrtFile]:
+    """Of the files of a DLA's profile the one that it takes; all of them where that is not there, to be refused."""
+    if profile.tensorrt is None or profile.tensorrt.dla is None:
+        return files
+    return [file for file in files if file.name == "fp16"] or files
 
 
 def _wanted(profile: Profile, files: Sequence[TrtFile]) -> TensorRT:
@@ -127,6 +136,8 @@ def _built(
         workspace_mb=wanted.workspace_mb,
         version_compatible=wanted.version_compatible,
         hardware_compatibility=wanted.hardware_compatibility,
+        dla=wanted.dla,
+        gpu_fallback=wanted.dla is not None,
         inputs=shapes,
     )
     tuned = next(iter(shapes.values())).tuned[0]
