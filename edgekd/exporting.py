@@ -106,7 +106,8 @@ def deliver(
     source_network = _network_of(artifact) if build == "torch-tensorrt" else None
     judged = _verified(files, chosen) if verified and for_tensorrt else []
     if dla:
-        note("the DLA takes fp16 only: no int8; its engines are what --build makes on the device, run.py has the GPU's")
+        note("the DLA takes fp16 only: no int8; layers that it does not have run on the GPU")
+        note("its engines are what --build makes on the device; run.py has the GPU's")
     if not (build or bundle or (for_tensorrt and not dla)):
         return Delivered(artifact, files, judged)
     # Where the recipe has the data that were named it has their settings, too.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -18,7 +20,9 @@ from sklearn.datasets import load_digits
 
 from edgekd.artifact import Artifact, finish
 from edgekd.bundle.make import MANIFEST
+from edgekd.exporting import _ways
 from edgekd.models.cifar_resnet import cifar_resnet
+from edgekd.profile import load_profile
 from edgekd.trt import files_of
 
 Call = Callable[..., Any]
@@ -218,3 +222,14 @@ def test_what_does_not_fit_is_one_message(run: Path, edgekd: Call, arguments: li
     assert (done.code, done.out) == (2, "")
     assert what in done.err
     assert "Traceback" not in done.err
+
+
+def test_printed_commands_can_be_pasted_where_paths_have_spaces(tmp_path: Path) -> None:
+    bundle, artifact = tmp_path / "my bundle.tar.gz", SimpleNamespace(path=tmp_path / "my run" / "export")
+    copy, fetch, all_of_it = _ways(bundle, artifact, load_profile("jetson-orin-nano-8gb"))
+    words = shlex.split(copy.partition(": ")[2])
+    assert words[:6] == ["scp", "-r", str(bundle), "USER@DEVICE:", "&&", "ssh"]
+    there = shlex.split(words[-1])
+    assert there == ["tar", "-xf", "my bundle.tar.gz", "&&", "cd", "my bundle", "&&", "python3", "run.py"]
+    assert shlex.split(fetch.partition(": ")[2])[1] == "USER@DEVICE:my bundle/results.json"
+    assert shlex.split(all_of_it.partition(": ")[2])[2] == str(artifact.path)
