@@ -96,7 +96,8 @@ def smi_cards() -> List[Dict[str, Any]]:
     for values in _smi(CARD_FIELDS):
         reasons = int(values[-1], 16) if re.match(r"0x[0-9a-fA-F]+$", values[-1]) else 0
         throttled = [reason for bit, reason in SLOWED_BY.items() if reasons & bit]
-        cards.append(dict(zip(CARD_FIELDS[:-1], values), throttled=throttled))
+        card: Dict[str, Any] = dict(zip(CARD_FIELDS[:-1], values))
+        cards.append(dict(card, throttled=throttled))
     told = _smi(CARD_CAPABILITY)
     for card, (capability, mebibytes) in zip(cards, told if len(told) == len(cards) else [["", ""]] * len(cards)):
         card["compute_capability"] = capability if re.match(r"\d+\.\d$", capability) else None

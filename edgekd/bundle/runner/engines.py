@@ -45,6 +45,8 @@ class TensorRT:
             os.unlink(path + ".json")
             raise Failed("TensorRT does not load the engine it built: %s" % logger_of(self.trt).last(), "run it again")
         self.facts: Dict[str, Any] = {"engine": dict(self.identity, bytes=os.path.getsize(path))}
+        self.call: Callable[[], None] = lambda: None
+        self.launch: Callable[[], None] = self.call
         self.host: Arrays = {}
         self.device_addresses: Dict[str, int] = {}
         self.cuda = Cuda()
@@ -69,9 +71,9 @@ class TensorRT:
         if self.context is None:
             raise Failed("no execution context: %s" % logger_of(self.trt).last(), "is the GPU's memory full?")
         for info in self.network["inputs"]:
-            shape = input_shape(info, self.network["batch"])
-            if not self.context.set_input_shape(info["name"], shape):
-                raise Failed("the engine refuses %s as %s: %s" % (shape, info["name"], logger_of(self.trt).last()))
+            fed = input_shape(info, self.network["batch"])
+            if not self.context.set_input_shape(info["name"], fed):
+                raise Failed("the engine refuses %s as %s: %s" % (fed, info["name"], logger_of(self.trt).last()))
         for i in range(self.engine.num_io_tensors):
             name = self.engine.get_tensor_name(i)
             kind = self.engine.get_tensor_dtype(name).name
@@ -88,16 +90,15 @@ class TensorRT:
         self.outputs = [name for name in self.host if name not in self.inputs]
         context, stream = self.context, self.cuda.stream.value
 
-        def launch() -> None:
+        def enqueue() -> None:
             if not context.execute_async_v3(stream):
                 raise Failed("TensorRT refused to run the engine: %s" % logger_of(self.trt).last())
 
-        self.launch = launch
+        self.launch = enqueue
 
     def release(self) -> None:
         """Give back all but the engine: closures hold the context, which a new one must not lie beside."""
-        self.call: Callable[[], None] = lambda: None
-        self.launch: Callable[[], None] = lambda: None
+        self.call = self.launch = lambda: None
         self.context = None
         self.cuda.forget()
         for address in self.device_addresses.values():
