@@ -108,11 +108,14 @@ def make_bundle(
 
     Inputs are `images` test images with labels, drawn by a fixed seed, or, without `data`, random ones. Reference
     outputs are those of ONNX Runtime here. The same arguments give the same bytes. Raises UsageError (a file that is
-    no ONNX or does not fit the data, a destination that is something else) or StageError (outputs that are not
-    finite, a disk that refuses).
+    no ONNX or does not fit the data, a destination that is something else, a profile for a DLA) or StageError
+    (outputs that are not finite, a disk that refuses).
     """
     networks = [f if isinstance(f, BundleFile) else BundleFile(Path(f).stem, Path(f)) for f in files]
     _check(networks, destination)
+    if profile.tensorrt is not None and profile.tensorrt.dla is not None:
+        what = f"{profile.name} asks for DLA {profile.tensorrt.dla}, run.py builds for the GPU only"
+        raise UsageError(what, where="bundle", hint="leave tensorrt.dla out of the profile to measure the GPU")
     directory = _plain(destination)
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:

@@ -98,6 +98,16 @@ def test_an_old_bundle_is_replaced_and_nothing_else_is(made: Path, files: list[P
         make_bundle(files, tmp_path / "bundle.zip", quick_profile(), None)
 
 
+def test_no_bundle_is_made_for_a_dla(files: list[Path], tmp_path: Path) -> None:
+    profile = quick_profile("jetson-agx-orin-64gb")
+    assert profile.tensorrt is not None
+    dla = profile.model_copy(update={"tensorrt": profile.tensorrt.model_copy(update={"dla": 0})})
+    with pytest.raises(UsageError, match=r"asks for DLA 0, run\.py builds for the GPU"):
+        make_bundle(files, tmp_path / "dla", dla, None)
+    assert not list(tmp_path.iterdir())
+    make_bundle(files, tmp_path / "gpu", profile, None)
+
+
 def test_what_cannot_be_bundled_is_told_and_leaves_nothing(files: list[Path], data: Dataset, tmp_path: Path) -> None:
     twice = [BundleFile("a", files[0]), BundleFile("a", files[1])]
     with pytest.raises(UsageError, match="different names"):
