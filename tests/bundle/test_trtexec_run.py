@@ -83,7 +83,7 @@ def machine_with(directory: Path, *cards: str) -> None:
 
 
 @pytest.mark.usefixtures("trtexec")
-@pytest.mark.parametrize(("name", "own", "other"), [("gpu-h100", H100, T4), ("gpu-t4", T4, H100)])
+@pytest.mark.parametrize(("name", "own", "other"), [("gpu-h100", H100, T4), ("gpu-t4", T4, H100)], ids=["h100", "t4"])
 def test_a_card_is_timed_as_its_profile_only(
     files: list[Path], data: Dataset, tmp_path: Path, name: str, own: str, other: str
 ) -> None:
