@@ -1,6 +1,6 @@
 """A script: a bundle's run.py builds an engine, by the real API and compiler of TensorRT-RTX, without a GPU.
 
-    python rtx_build.py RUN.PY FILE BATCH
+    python rtx_build.py RUN.PY FILE BATCH CACHE
 
 TensorRT-RTX is strongly typed, as TensorRT 11 is, and has its API; what it wants beside is a target to compile for.
 Prints {"bytes": n} or {"problem": text}.
@@ -45,7 +45,7 @@ class TensorRT11:
 
 
 def main() -> None:
-    runner, path, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    runner, path, batch, cache = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
     sys.path.insert(0, str(runner.parent))
     run = importlib.import_module(runner.stem)
     graph = onnx.load(path).graph
@@ -57,7 +57,7 @@ def main() -> None:
     trt = TensorRT11()
     try:
         settings = run.engine_settings(network, {}, trt.__version__)
-        told = {"bytes": len(run.build_engine(trt, path, network, settings, run.logger_of(trt)))}
+        told = {"bytes": len(run.build_engine(trt, path, network, settings, run.logger_of(trt), cache))}
     except run.Failed as error:
         told = {"problem": error.what}
     sys.stdout.write(json.dumps(told) + "\n")
