@@ -57,8 +57,6 @@ def _judged(v: Verification) -> str:
 def _judge(v: Verification) -> str:
     if v.origin == "static":
         return "judged by rules alone"
-    if v.compiler is None:
-        return "the compiler failed"
     return f"{'compiled' if v.compiled else 'tried'} for {v.compiled_for} with {v.compiler} in {v.seconds:.1f} s"
 
 

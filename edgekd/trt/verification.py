@@ -50,7 +50,7 @@ class Verification(_Record):
     profile: str
     tensorrt: str
     compute_capability: str | None = Field(description="of the device")
-    origin: Literal["compiled", "static"] = Field(description="static: by rules alone, no compiler was there")
+    origin: Literal["compiled", "static"] = Field(description="static: by rules alone, no compiler judged it")
     compiler: str | None = None
     compiled_for: str | None = Field(None, description="compute capability; the nearest that the compiler has")
     compiled: bool | None = Field(None, description="whether there is an engine; null without a compiler")

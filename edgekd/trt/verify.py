@@ -40,8 +40,8 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
     """Judge one file by the rules, and by the compiler where the extra `trt-verify` is installed.
 
     compute_capability: instead of the profile's; the nearest that the compiler has is taken. Raises UsageError for a
-    profile without TensorRT and for what is no ONNX file; a file that TensorRT refuses is no exception, and one with
-    open axes beside the batch is judged by the rules alone.
+    profile without TensorRT and for what is no ONNX file; a file that TensorRT refuses is no exception. One with open
+    axes beside the batch, and one that the compiler crashes on, are judged by the rules alone, with a note.
     """
     if profile.tensorrt is None:
         what = f"profile {profile.name} runs {profile.runtime}, not TensorRT"
@@ -70,9 +70,9 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
     except MissingExtra as error:
         note = f"judged by rules alone, {error.problem.what[0].lower() + error.problem.what[1:]}: {INSTALL}"
         return static.model_copy(update={"notes": [note]})
-    except StageError as error:
-        told = {"origin": "compiled", "compiled": False, "why": error.problem.what}
-        return static.model_copy(update=told)
+    except StageError as error:  # a compiler that ended by itself has judged nothing
+        note = f"judged by rules alone, {error.problem.what}"
+        return static.model_copy(update={"notes": [note]})
     layers = placed(nodes, engine_layers(log), {named(node): node.op_type for node in (apart or model).graph.node})
     if any(layer.got == "fp32" for layer in layers) and not profile.tensorrt.strongly_typed:
         notes.append("types are those of the file; TensorRT 10 and older may run in fp16 what is fp32 here")

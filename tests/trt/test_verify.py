@@ -16,6 +16,7 @@ from edgekd.errors import UsageError
 from edgekd.models import Tapped, build
 from edgekd.onnx_file import export_onnx
 from edgekd.profile import load_profile
+from edgekd.report.verification import verification_text
 from edgekd.trt import Verification, compiler, verify
 from edgekd.trt.layers import engine_layers
 from edgekd.trt.matrix import MatrixNode
@@ -154,8 +155,11 @@ def test_a_compiler_that_crashes_is_no_traceback(quantized, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     found = verify(quantized, NANO)
-    assert (found.compiled, found.ok) == (False, False)
-    assert "SIGABRT" in found.why
+    assert (found.origin, found.compiler, found.compiled, found.why) == ("static", None, None, None)
+    assert "judged by rules alone, the compiler was ended by SIGABRT" in found.notes[0]
+    assert verification_text(found).splitlines()[0].endswith("judged by rules alone")
+    wrong = verify(write_layer(tmp_path / "model.onnx", quantized="weight"), NANO)
+    assert (wrong.origin, wrong.ok) == ("static", False), "what the rules find counts all the same"
 
 
 def test_profiles_without_tensorrt_and_odd_capabilities_are_usage_errors(quantized):
