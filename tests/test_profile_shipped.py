@@ -42,7 +42,7 @@ def test_it_loads_is_right_and_nothing_in_it_is_odd(name: str) -> None:
     profile = load_profile(name)
     assert (profile.name, vetted(name)) == (name, (name, [], []))
     assert scheme_named(profile.scheme, name)
-    assert profile.channel_multiple == 16  # bytes: a NEON register, a quarter of an AVX-512 one, what a Tensor Core wants
+    assert profile.channel_multiple == 16  # bytes: a NEON register, what a Tensor Core wants
     assert "int8" in profile.precisions
 
 
