@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgekd.artifact import Artifact, write_atomically
-from edgekd.bench import disturbances, environment, others_busy, paired_ratio, round_medians, side_by_side
+from edgekd.bench import disturbances, environment, others_busy, paired_drop, paired_ratio, round_medians, side_by_side
 from edgekd.candidates import candidate_of
 from edgekd.data import Dataset
 from edgekd.errors import EdgekdError
@@ -127,7 +129,7 @@ def _run(options: argparse.Namespace, stages_of: Callable[[str, int, argparse.Na
                     "row": row,
                     "seed": seed,
                     "stages": stages,
-                    "accuracy": accuracy(artifact.file("model.onnx"), data),
+                    "accuracy": float(correct(artifact.file("model.onnx"), data).mean()),
                     "seconds": round(time.monotonic() - began, 1),
                     "threads": torch.get_num_threads(),
                     "cpu": environment()["cpu"],
@@ -145,24 +147,27 @@ def _run(options: argparse.Namespace, stages_of: Callable[[str, int, argparse.Na
     write_atomically(options.out, json.dumps(document, indent=1) + "\n")
 
 
-def accuracy(file: Path, data: Dataset) -> float:
-    """Of a model file in ONNX Runtime, on all test images."""
-    return float((answers(file, data).argmax(1) == data.test.labels.numpy()).mean())
+def correct(file: Path, data: Dataset) -> NDArray[np.bool_]:
+    """bool [N]: whether a model file is right about each test image, in ONNX Runtime."""
+    return answers(file, data).argmax(1) == data.test.labels.numpy()
 
 
 def measured(files: Mapping[str, Path], data: Dataset) -> dict[str, Any]:
-    """Size, layers and latency of every file, interleaved; the teacher's accuracy too."""
+    """Size, layers and latency of every file, interleaved; what it loses against the teacher on the same images."""
     surroundings, others = environment(), others_busy()
     found = side_by_side(files, load_profile(PROFILE), rounds=12, cap_s=60.0 + 10.0 * len(files))
     busy = others()
     medians = round_medians(found.samples)
-    rows: dict[str, Any] = {"teacher": {"accuracy": accuracy(files["teacher"], data)}}
+    before = correct(files["teacher"], data)
+    rows: dict[str, Any] = {"teacher": {"accuracy": float(before.mean())}}
     for name, file in files.items():
+        lost = paired_drop(before, correct(file, data))
         ratio = paired_ratio(medians["teacher"], medians[name])
         rows.setdefault(name, {}).update(
             p50_ms=found.latencies[name].p50.value,
             speedup=ratio.value,
             interval=[ratio.low, ratio.high],
+            lost=[lost.value, lost.low, lost.high],
             rounds=len(medians[name]),
             mb=stored_bytes(file) / 1e6,
             layers=optimised_layers(file),
@@ -191,7 +196,10 @@ def table(document: dict[str, Any]) -> str:
         spread = f" ± {100 * statistics.stdev(found):.2f}" if len(found) > 1 else ""
         file = files.get(row)
         cells = [row, "–" if row == "teacher" else str(len(found)), f"{100 * mean:.2f} %{spread}"]
-        cells.append("–" if row == "teacher" else f"{100 * (whole - mean):.2f}")
+        below = f"{100 * (whole - mean):.2f}"
+        if file and len(found) == 1:  # of that one network: the test images alone
+            below += " [{:.2f}, {:.2f}]".format(*(100 * bound for bound in file["lost"][1:]))
+        cells.append("–" if row == "teacher" else below)
         if file:
             low, high = file["interval"]
             cells += [f"{file['speedup']:.2f} [{low:.2f}, {high:.2f}]", f"{file['mb']:.2f}"]
