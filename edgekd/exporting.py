@@ -115,9 +115,11 @@ def deliver(
     recipe = recipe_beside(source, str(artifact.path), other, ())
     loaded = load(recipe.data, recipe.seed)
     made = bundle_of(artifact, chosen, bundle or artifact.path.parent / f"bundle-{chosen.name}", loaded)
-    engines, programs = _built(artifact, files, chosen, loaded, source_network) if build else ([], [])
-    for line in _ways(made, artifact, chosen):
-        note(line)
+    try:
+        engines, programs = _built(artifact, files, chosen, loaded, source_network) if build else ([], [])
+    finally:  # where nothing can be built here, the bundle is the way
+        for line in _ways(made, artifact, chosen):
+            note(line)
     return Delivered(artifact, files, judged, made, engines, programs)
 
 

@@ -68,7 +68,7 @@ def verify(path: Path, profile: Profile, *, compute_capability: str | None = Non
         compiled, notes = _compiled(path, static.compute_capability)
         log = compiled.log if apart is None or not compiled.ok else _log(apart, path.name, compiled.compute_capability)
     except MissingExtra as error:
-        note = f"judged by rules alone, {error.problem.what[0].lower() + error.problem.what[1:]}: {INSTALL}"
+        note = f"judged by rules alone: {error.problem.what}; {INSTALL}"
         return static.model_copy(update={"notes": [note]})
     except StageError as error:  # a compiler that ended by itself has judged nothing
         note = f"judged by rules alone, {error.problem.what}"

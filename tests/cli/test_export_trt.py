@@ -172,6 +172,7 @@ def test_engines_are_for_machines_with_tensorrt_and_the_files_stay(run: Path, ed
     assert done.code == 3
     assert "TensorRT" in done.err
     assert "kept: model.int8.onnx, model.fp16.onnx, model.fp32.onnx" in done.err
+    assert "on the device: scp -r" in done.err  # the bundle that was made, and what to do with it
     assert not list(run.glob("engines-*"))
 
 
