@@ -13,6 +13,7 @@ from .jetpack import JETPACKS, closest, highest_opset
 from .profile import Profile, examined, load_profile, profile_names
 from .quant import SCHEMES, scheme_named
 from .registry import resolve
+from .report.columns import aligned
 
 __all__ = ["Vetted", "catalogue", "catalogue_text", "vetted"]
 
@@ -59,8 +60,7 @@ def catalogue_text(rows: Sequence[dict[str, Any]]) -> str:
         (r["name"], r["device"], r["runtime"], ",".join(r["precisions"]), "yes" if r["here"] else "-", r["description"])
         for r in rows
     ]
-    widths = [max(len(row[i]) for row in cells) for i in range(5)]
-    return "\n".join("  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[5]]) for row in cells)
+    return "\n".join(aligned(cells))
 
 
 def vetted(name: str) -> Vetted:

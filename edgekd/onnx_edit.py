@@ -48,7 +48,7 @@ def nodes(graph: onnx.GraphProto) -> Iterator[tuple[onnx.GraphProto, NodeProto]]
                 yield from nodes(inner)
 
 
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """An attribute's value, or `default` where the node does not have it."""
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 

@@ -18,6 +18,7 @@ from ..artifact import Artifact, file_sha256, write_atomically
 from ..data import Dataset
 from ..errors import StageError, UsageError
 from ..forks import made_for
+from ..onnx_edit import opset_of
 from ..onnx_file import read, read_metadata, stored_precision
 from ..profile import Profile
 from ..runtimes import open_session
@@ -231,7 +232,7 @@ def _described(network: BundleFile, model: onnx.ModelProto, file: str, fed: Fed,
         "typed_half": "fp16" in stored,
         "scheme": network.scheme,
         "key": network.key,
-        "opset": max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        "opset": opset_of(model),
         "batch": fed.batch,
         "inputs": fed.inputs,
         "outputs": fed.outputs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +67,7 @@ def distill(
         return
     if teacher is None or student is None:
         raise UsageError("give a recipe, or --teacher and --student", hint="edgekd distill --help shows an example")
-    _single("distill", teacher, None, None, data, [f'model.use="{student}"', *overrides], out, as_json)
+    _show(_run("distill", teacher, None, None, data, [f'model.use="{student}"', *overrides], out), as_json)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def prune(
 
     Example: edgekd prune runs/demo:distill --set target.macs=0.6 --set heal.epochs=2
     """
-    _single("prune", source, model, weights, data, overrides, out, as_json)
+    _show(_run("prune", source, model, weights, data, overrides, out), as_json)
 
 
 @app.command()
@@ -101,7 +101,7 @@ def quantize(
 
     Example: edgekd quantize runs/demo:prune --set heal.epochs=0
     """
-    _single("quantize", source, model, weights, data, overrides, out, as_json)
+    _show(_run("quantize", source, model, weights, data, overrides, out), as_json)
 
 
 @app.command()
@@ -159,19 +159,6 @@ def export(
     raise typer.Exit(0 if all(d.ok for d in delivered) else 3)
 
 
-def _single(
-    stage: str,
-    source: str | None,
-    model: str | None,
-    weights: Path | None,
-    data: str | None,
-    overrides: list[str],
-    out: Path | None,
-    as_json: bool,
-) -> None:
-    _show(_run(stage, source, model, weights, data, overrides, out), as_json, {})
-
-
 def _run(
     stage: str,
     source: str | None,
@@ -188,11 +175,11 @@ def _run(
         return run_single(stage, source, model, weights, data, overrides, out, emit)
 
 
-def _show(made: Sequence[Artifact], as_json: bool, more: dict[str, dict[str, Any]]) -> None:
+def _show(made: Sequence[Artifact], as_json: bool, more: Mapping[str, dict[str, Any]] | None = None) -> None:
     """Paths, or one document with the manifests and `more` of each path."""
     if as_json:
         rows = [
-            {"path": str(a.path), "manifest": a.manifest.model_dump(mode="json"), **more.get(str(a.path), {})}
+            {"path": str(a.path), "manifest": a.manifest.model_dump(mode="json"), **(more or {}).get(str(a.path), {})}
             for a in made
         ]
         print_json(rows[0] if len(rows) == 1 else {"artifacts": rows})

@@ -52,6 +52,7 @@ def list_(as_json: JsonOption = False) -> None:
     Example: edgekd devices list
     """
     from ..devices import devices_file, known_devices
+    from ..report.columns import aligned
     from ..screen import note
 
     known = known_devices()
@@ -65,9 +66,7 @@ def list_(as_json: JsonOption = False) -> None:
     for d in known.values():
         host = f"{d.host} (port {d.port})" if d.port else d.host
         rows.append((d.name, host, d.profile or "–", d.python, d.directory))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print_text("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    print_text("\n".join(aligned(rows)))
 
 
 @devices.command()

@@ -11,6 +11,7 @@ from ..bench.compare import Change, Side, change_of, machine_differences
 from ..bench.results import ProfileResults, Results, Variant
 from ..errors import UsageError
 from . import figures as f
+from .columns import aligned
 from .markdown import escape
 
 __all__ = ["Difference", "compare", "comparison_markdown", "comparison_table", "comparison_text"]
@@ -103,10 +104,8 @@ def _figures(d: Difference, headline: str) -> tuple[str, str, str]:
 def comparison_text(differences: Sequence[Difference], notes: Sequence[str], headline: str) -> str:
     """Aligned lines for a terminal: `+` better, `-` worse, `=` same, `?` cannot be told."""
     rows = [(MARKS[d.mark], d.profile, d.variant, d.metric, *_figures(d, headline), d.change.how) for d in differences]
-    widths = [max(len(row[i]) for row in rows) for i in range(7)] if rows else []
-    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[7]]).rstrip() for row in rows]
     legend = "+ better, - worse, = same, ? the interval of the change holds zero"
-    return "\n".join([*lines, legend, *(f"note: {n}" for n in notes)]) + "\n"
+    return "\n".join([*aligned(rows), legend, *(f"note: {n}" for n in notes)]) + "\n"
 
 
 def comparison_markdown(differences: Sequence[Difference], notes: Sequence[str], headline: str) -> str:

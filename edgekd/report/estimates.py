@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 from ..bench.results import Estimate
 from ..estimate import Efficiency, Estimates, Fit, Roofline
 from . import figures as f
+from .columns import aligned
 
 __all__ = ["ROOFLINE", "estimates_text", "interval_text"]
 
@@ -50,7 +50,7 @@ def estimates_text(document: Estimates, layers: bool = False) -> str:
         ]
         for row in document.files
     ]
-    lines += _aligned([head, *rows], left=(0, 2, 7))
+    lines += aligned([head, *rows], left=(0, 2, 7))
     for row in document.files if layers else []:
         lines += ["", f"{row.name}: estimated, layer by layer", *_layers(row.roofline)]
     lines.append("")
@@ -98,7 +98,7 @@ def _layers(found: Roofline) -> list[str]:
         ]
         for layer in found.layers
     ]
-    return _aligned([head, *rows], left=(0, 1, 2, 8))
+    return aligned([head, *rows], left=(0, 1, 2, 8))
 
 
 def _fit(fit: Fit) -> list[str]:
@@ -124,12 +124,3 @@ def _worth(own: Efficiency) -> str:
 
 def _told(title: str, text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=f"{title:<12} ", subsequent_indent=" " * 13)
-
-
-def _aligned(table: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        .rstrip()
-        for row in table
-    ]  # fmt: skip

@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from . import figures as f
+from .columns import aligned
 from .svg import Scale, label, line, shorten, text, tick, ticks
 
 __all__ = ["harm_at", "sensitivity_html", "sensitivity_text"]
@@ -40,11 +41,7 @@ def sensitivity_text(document: Document) -> str:
     """How it was measured, then a table of groups, of blocks and of layers, each from the most harmful on."""
     parts = [how_measured(document)]
     for title, table in _tables(document):
-        widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-        parts += ["", title]
-        for cells in table:
-            padded = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-            parts.append("  ".join(padded).rstrip())
+        parts += ["", title, *aligned(table, left=(0,))]
     alone = _left_alone(document)
     parts += ["", "left alone", *(f"  {name}: {reason}" for name, reason in alone)] if alone else []
     return "\n".join(parts) + "\n"

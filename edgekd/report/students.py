@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from . import figures as f
+from .columns import aligned
 from .svg import Scale, domain, label, line, text, tick, ticks
 
 __all__ = ["students_html", "students_text"]
@@ -69,13 +70,8 @@ def _interval(p50: Mapping[str, float]) -> str:
 
 def _block(front: Front) -> str:
     table = [["", *_head(front)], *(["*" if r["front"] else "", *_cells(r, front, "±")] for r in front["candidates"])]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-    rows = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        for cells in table
-    ]
     legend = f"* on the front of latency ({front['precisions'][-1]}) against capacity = {front['capacity']}"
-    return "\n".join([how_measured(front), *(r.rstrip() for r in rows), _against(front), legend]) + "\n"
+    return "\n".join([how_measured(front), *aligned(table, left=(0, 1)), _against(front), legend]) + "\n"
 
 
 def _head(front: Front) -> list[str]:

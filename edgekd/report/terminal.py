@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .columns import aligned
 from .model import Page, ProfileView
 
 __all__ = ["terminal"]
@@ -23,13 +24,7 @@ def _profile(p: ProfileView) -> str:
     for row in p.rows:
         cells = [row.cells[key] for key, _, _ in columns]
         table.append([row.name] + [f"{c.text} {c.under}".strip() for c in cells])
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in table
-    ]
+    lines = aligned(table, left=(0,))
     file = [f"its file: {p.file}"] if p.file else []
     estimated = [p.estimated] if p.estimated else []
     return "\n".join([f"{p.profile} · {p.measured}", *lines, *estimated, p.sentence, *file])

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from . import figures as f
 from . import trial_plots as plots
+from .columns import aligned
 from .table import Quality
 
 __all__ = ["trials_html", "trials_text"]
@@ -49,8 +50,7 @@ def trials_text(document: Mapping[str, Any]) -> str:
     quality = _quality(document)
     rows = _sorted(document)[:LINES]
     table = [_head(document), *(_row(t, document, quality) for t in rows)]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
+    lines = aligned(table)
     more = len(document["trials"]) - len(rows)
     if more > 0:
         lines.append(f"... and {more} more")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..trt.findings import summarised
 from ..trt.verification import MatrixLayer, Verification
+from .columns import aligned
 
 __all__ = ["verdict", "verification_text"]
 
@@ -68,8 +69,7 @@ def _table(layers: Sequence[MatrixLayer], compiled: bool) -> list[str]:
     for layer in layers:
         got = [layer.got or "merged", layer.output or "", " ".join(f.op for f in layer.fused)] if compiled else []
         table.append([layer.name, layer.op, layer.wanted or "?", *got])
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(head))]
-    return ["  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
+    return aligned(table)
 
 
 def _findings(v: Verification) -> list[str]:

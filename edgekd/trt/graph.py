@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from ..onnx_edit import attribute
 from ..runtimes.onnx_model import module_path
 
-__all__ = ["DEQUANTIZE", "MATRIX", "QUANTIZE", "Array", "Graph", "attribute", "graphs", "named", "type_name"]
+__all__ = ["DEQUANTIZE", "MATRIX", "QUANTIZE", "Array", "Graph", "graphs", "named", "type_name"]
 
 Array = np.ndarray[Any, Any]
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -21,11 +22,6 @@ MATRIX = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 NOT_CONSTANT = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "If", "Loop", "Scan"}
 #: From a weight to the constant that holds it.
 STILL = {QUANTIZE, DEQUANTIZE, "Transpose", "Reshape", "Identity", "Cast", "Mul"}
-
-
-def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute."""
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def type_name(dtype: int) -> str:

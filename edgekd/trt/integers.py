@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from ..onnx_edit import attribute
 from .findings import Finding, found
-from .graph import DEQUANTIZE, MATRIX, QUANTIZE, Array, Graph, attribute, named, type_name
+from .graph import DEQUANTIZE, MATRIX, QUANTIZE, Array, Graph, named, type_name
 from .operators import missing_operator
 
 __all__ = ["integer_findings"]

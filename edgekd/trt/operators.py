@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from ..onnx_edit import attribute, opset_of
 from .findings import Finding, found
-from .graph import DEQUANTIZE, QUANTIZE, Graph, attribute, named, type_name
+from .graph import DEQUANTIZE, QUANTIZE, Graph, named, type_name
 
-__all__ = ["file_findings", "missing_operator", "operator_findings", "opset_of"]
+__all__ = ["file_findings", "missing_operator", "operator_findings"]
 
 T = TensorProto
 #: Operators of ONNX that the parser does not have: docs/operators.md of onnx-tensorrt, and TensorRT-RTX 1.7 asked.
@@ -91,11 +92,6 @@ FORMS: list[tuple[set[str], Callable[[NodeProto, Graph], bool], str]] = [
         "has axes that are calculated at run time",
     ),
 ]
-
-
-def opset_of(model: ModelProto) -> int:
-    """The opset of ONNX's own operators; 0 where the file imports none."""
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def missing_operator(node: NodeProto, version: tuple[int, ...]) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
+from ..onnx_edit import attribute
 from .additions import late_bias_findings, residual_findings
 from .findings import Finding, found
-from .graph import DEQUANTIZE, MATRIX, Array, Graph, attribute, named
+from .graph import DEQUANTIZE, MATRIX, Array, Graph, named
 from .sources import FAR, RESHAPES, Source, source_of
 
 __all__ = ["placement_findings"]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from onnx import NodeProto
 
-from .graph import DEQUANTIZE, Graph, attribute
+from ..onnx_edit import attribute
+from .graph import DEQUANTIZE, Graph
 
 __all__ = ["FAR", "RESHAPES", "Source", "source_of"]
 
