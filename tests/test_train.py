@@ -411,7 +411,7 @@ def test_auto_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("has a GPU")
     for has, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has: has)
         assert precision_of(Training()) == expected
         with autocast(Training()):
             found = torch.zeros(2, 2) @ torch.zeros(2, 2)
