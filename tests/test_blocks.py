@@ -171,6 +171,8 @@ def test_what_a_removed_block_costs_and_harms_stands_in_the_plan() -> None:
     assert [block.name for block in gone] == ["layer2.1"]
     assert gone[0].saved == 2 * 16 * 16 * 9 * 16 * 16  # two 3x3 convolutions of 16 channels on 16x16 pixels
     assert gone[0].saved == plan.macs_before - plan.macs_after
+    assert gone[0].saved_measured is not None
+    assert gone[0].saved_measured.value == gone[0].saved
     zeroed = copy.deepcopy(silenced)
     for parameter in zeroed.layer2[1].parameters():
         parameter.data.zero_()

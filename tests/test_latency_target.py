@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -52,9 +52,12 @@ class Machine:
         before, after = self.ms(original), self.ms(pruned)
         return Compared(known(before), known(after), known(before / after))
 
+    def savings(self, pruned: nn.Module, longer: Mapping[str, nn.Module]) -> dict[str, Interval]:
+        return {name: known(self.ms(network) - self.ms(pruned)) for name, network in longer.items()}
+
     @property
     def timing(self) -> Timing:
-        return Timing("bench", self.layers, self.compare)
+        return Timing("bench", self.layers, self.compare, self.savings)
 
 
 def resnet() -> nn.Module:
@@ -150,7 +153,7 @@ class Lucky(Machine):
 
     @property
     def timing(self) -> Timing:
-        return Timing("bench", self.layers, self.compare, device="a machine", runtime="r 1.0", threads=3)
+        return Timing("bench", self.layers, self.compare, self.savings, device="a machine", runtime="r 1.0", threads=3)
 
 
 @pytest.mark.parametrize("luck", [1.0, 1.04, 1.15])
@@ -190,6 +193,35 @@ def test_rounds_come_to_the_target_by_equal_factors_and_are_told_as_one(tmp_path
     again = copy.deepcopy(original)
     carry_out(again, whole, IMAGE)
     assert torch.equal(again(IMAGE), network(IMAGE))
+
+
+def test_what_each_saves_is_measured_on_the_network_with_that_one_whole(tmp_path: Path) -> None:
+    network, machine = resnet(), Machine(tmp_path, 1.3)  # a table that is wrong does not matter to it
+    original = copy.deepcopy(network)
+    plan = pruned(network, machine, speedup=1.8)
+    rows = [*plan.blocks, *(group for group in plan.groups if group.block is None)]
+    measured = {row.name: row.saved_measured for row in rows if row.saved_measured is not None}
+    gone = {row.name: row.saved for row in rows if row.saved}
+    assert measured.keys() == gone.keys()
+    assert 3 <= len(gone) <= 16
+    for name, saved in measured.items():
+        groups = [g.model_copy(update={"removed": [], "attributes": {}}) if g.name == name else g for g in plan.groups]
+        blocks = [b.model_copy(update={"removed": b.removed and b.name != name}) for b in plan.blocks]
+        without_it = copy.deepcopy(original)
+        carry_out(without_it, plan.model_copy(update={"groups": groups, "blocks": blocks}), IMAGE)
+        assert saved.value == pytest.approx(machine.ms(without_it) - machine.ms(network), rel=1e-6)
+        assert saved.value != pytest.approx(gone[name], rel=0.02), "predicted by the table that is wrong"
+    assert all(row.saved_measured is None for row in rows if row.name not in gone)
+
+
+def test_of_many_the_savings_of_those_that_save_most_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekd.pruning.goal.MOST_SAVINGS", 2)
+    plan = pruned(resnet(), Machine(tmp_path, 1.0), speedup=1.8)
+    rows = sorted((*plan.blocks, *plan.groups), key=lambda row: -row.saved)
+    assert rows[2].saved > 0
+    assert [row.saved_measured is not None for row in rows] == [True, True, *[False] * (len(rows) - 2)]
 
 
 @pytest.mark.parametrize(

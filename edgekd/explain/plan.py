@@ -20,28 +20,30 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     """
     measure = next((name for name in UNITS if plan["target"].get(name) is not None), "macs")
     reasons: dict[str, str] = {}
-    table = [["group", "channels", "gone", f"saves {UNITS[measure]}", "harm nats", "importance %", "kept"]]
+    table = [["group", "channels", "gone", f"saves {UNITS[measure]}", "measured", "harm nats", "importance %", "kept"]]
     for block in plan.get("blocks", []):
         gone = "block" if block["removed"] else ""
         why = legend(reasons, block.get("reason_kept"))
-        table.append([block["name"], "", gone, _saved(block, measure), _harm(block), "", why])
+        table.append([block["name"], "", gone, *_saved(block, measure), _harm(block), "", why])
     for group in plan["groups"]:
         before, after = group["channels_before"], group["channels_after"]
         gone = f"{100 * (before - after) / before:.0f} %" if after != before else ""
         within = f"went with the block {group['block']}" if group.get("block") else group.get("reason_kept")
         share = group.get("importance_removed_share", 0.0)
-        told = [_saved(group, measure), _harm(group), f"{100 * share:.1f}" if share else ""] if gone else ["", "", ""]
+        told = [*_saved(group, measure), _harm(group), f"{100 * share:.1f}" if share else ""] if gone else [""] * 4
         table.append([group["name"], f"{before} -> {after}", gone, *told, legend(reasons, within)])
     lines = columns(table) if len(table) > 1 else ["nothing could be pruned"]
     lines += reasons_text(reasons)
     return "\n".join([*lines, "", *_totals(plan, measure)])
 
 
-def _saved(row: Mapping[str, Any], measure: str) -> str:
-    saved = row.get("saved")
-    if not saved:
-        return ""
-    return f"{saved:.4f}" if measure == "latency" else compact(round(saved))
+def _saved(row: Mapping[str, Any], measure: str) -> list[str]:
+    """What was predicted, and what was measured."""
+    saved, measured = row.get("saved"), row.get("saved_measured")
+    if measure != "latency":
+        return [compact(round(saved)) if saved else "", compact(round(measured["value"])) if measured else ""]
+    half = (measured["high"] - measured["low"]) / 2 if measured else 0.0
+    return [f"{saved:.4f}" if saved else "", f"{measured['value']:.4f} ±{half:.4f}" if measured else ""]
 
 
 def _harm(row: Mapping[str, Any]) -> str:
@@ -73,6 +75,8 @@ def _totals(plan: Mapping[str, Any], measure: str) -> list[str]:
             f"harm     {plan['harm']:.3g} nats measured with all of it gone, before healing (KL of the answers)"
         )
     lines.append(f"columns  saves: predicted {UNITS[measure]} that this group alone saves, all else as decided;")
+    if any(row.get("saved_measured") for row in [*plan.get("blocks", []), *plan["groups"]]):
+        lines.append("         measured: the same, of the two networks as a whole, before healing")
     lines.append("         harm: estimated with it alone gone, measured at up to 6 numbers of its channels")
     return lines
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..bench import Interval
 from ..errors import StageError
 from ..models import outputs
 from .blocks import Block
@@ -114,7 +115,11 @@ def prune(
         raise StageError(f"the pruned network would be broken: {problem}", hint="protect some of its layers")
     apply(network, edits, attributes, removed)
     after = without(whole, found.candidates, positions)
-    groups, blocks = _plans(found, positions, spent.harm, Predicted(layers, found.candidates))
+    predicted, undone = Predicted(layers, found.candidates), _undone(found, positions)
+    saved = {name: predicted.total(back) - predicted.total(positions) for name, back in undone.items()}
+    most = sorted(undone, key=lambda name: -saved[name])
+    measured = goal.savings(found.candidates, positions, {name: undone[name] for name in most})
+    groups, blocks = _plans(found, positions, spent.harm, saved, measured)
     return PruningPlan(
         target=target,
         importance=importance,
@@ -133,16 +138,25 @@ def prune(
     )
 
 
+def _undone(found: Found, positions: Positions) -> dict[str, Positions]:
+    """Of every block that went, and every group that lost channels and went with none: all else as it is, and it whole,
+    with the groups inside it, which may have lost channels before the block went."""
+    gone = [c.name for c in found.candidates if isinstance(c.group, Block) and positions[c.name]]
+    groups = [c for c in found.candidates if not isinstance(c.group, Block) and positions[c.name]]
+    homes = {c.name: home_of(c.group.layers, gone) for c in groups}
+    undone = [*gone, *(name for name, home in homes.items() if home is None)]
+    return {name: {**positions, name: 0, **{g: 0 for g, home in homes.items() if home == name}} for name in undone}
+
+
 def _plans(
-    found: Found, positions: Positions, harm: Mapping[str, float], predicted: Predicted
+    found: Found,
+    positions: Positions,
+    harm: Mapping[str, float],
+    saved: Mapping[str, float],
+    measured: Mapping[str, Interval],
 ) -> tuple[list[GroupPlan], list[BlockPlan]]:
     candidates = {c.name: c for c in found.candidates}
     gone = [c.name for c in found.candidates if isinstance(c.group, Block) and positions[c.name]]
-    now = predicted.total(positions)
-
-    def saved(name: str) -> float:
-        return predicted.total({**positions, name: 0}) - now
-
     groups = []
     for group in found.groups:
         home = home_of(group.layers, gone)
@@ -161,7 +175,8 @@ def _plans(
                 removed=removed,
                 importance_removed_share=share,
                 attributes=group.attributes(units),
-                saved=saved(group.name) if removed else 0.0,
+                saved=saved.get(group.name, 0.0),
+                saved_measured=measured.get(group.name),
                 harm=harm.get(group.name) if removed else None,
                 block=home,
                 reason_kept=None if removed else (group.reason_kept if home is None else None) or kept,
@@ -171,7 +186,8 @@ def _plans(
         BlockPlan(
             name=block.name,
             removed=block.name in gone,
-            saved=saved(block.name) if block.name in gone else 0.0,
+            saved=saved.get(block.name, 0.0),
+            saved_measured=measured.get(block.name),
             harm=harm.get(block.name),
             reason_kept=None if block.name in gone else block.reason_kept or "the target was met without it",
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ __all__ = ["Compared", "Counted", "Goal", "Task", "Timed", "Timing", "goal_of"]
 #: which is measured less exactly and each time at a price.
 NEAR_COUNTED, NEAR_TIMED = 0.005, 0.02
 MOST_COUNTS, MOST_TIMINGS = 24, 6
+#: Of how many candidates it is timed what each saved: a network must be exported for each.
+MOST_SAVINGS = 16
 
 Solve = Callable[[float], dict[str, int] | None]
 
@@ -45,12 +48,14 @@ class Timing:
 
     layers: every matrix layer of a network (in evaluation mode) in ms, given its candidates and an example.
     compare: the original and a pruned network, measured side by side.
+    savings: ms by which networks, by name, take longer than a pruned one, all measured side by side.
     device: the processor, runtime: its name and version, threads: of a call.
     """
 
     profile: str
     layers: Callable[[nn.Module, Tensor, Sequence[Candidate]], list[Layer]]
     compare: Callable[[nn.Module, nn.Module], Compared]
+    savings: Callable[[nn.Module, Mapping[str, nn.Module]], dict[str, Interval]]
     device: str = ""
     runtime: str = ""
     threads: int = 0
@@ -140,6 +145,15 @@ class Counted(_Goal):
             hint=hint,
         )
 
+    def savings(
+        self, candidates: Sequence[Candidate], positions: Positions, undone: Mapping[str, Positions]
+    ) -> dict[str, Interval]:
+        """What each removal saves, given the positions with it undone: counted on the two networks."""
+        network = self.task.network
+        now = self._count(without(network, candidates, positions))
+        counted = {name: self._count(without(network, candidates, back)) - now for name, back in undone.items()}
+        return {name: Interval(value=value, low=value, high=value) for name, value in counted.items()}
+
     def latency(self) -> None:
         """Nothing was timed."""
 
@@ -213,6 +227,16 @@ class Timed(_Goal):
             how = f"of what was measured, {got} is the fastest ({prunable} can be pruned)"
         what = f"{asked} cannot be reached on {self.timing.profile}: {how}"
         return UsageError(what, where=at, hint=hint)
+
+    def savings(
+        self, candidates: Sequence[Candidate], positions: Positions, undone: Mapping[str, Positions]
+    ) -> dict[str, Interval]:
+        """What each removal saves, given the positions with it undone: ms, of the first `MOST_SAVINGS`."""
+        network, first = self.task.network, islice(undone.items(), MOST_SAVINGS)
+        longer = {name: without(network, candidates, back) for name, back in first}
+        if not longer:
+            return {}
+        return self.timing.savings(without(network, candidates, positions), longer)
 
     def latency(self) -> LatencyPlan:
         """What was predicted and measured of the result of `meet`."""

@@ -115,6 +115,11 @@ class GroupPlan(_Record):
         description="predicted: what the network would cost more with this group whole and all else as decided; in ms, "
         "MACs, parameters or bytes, as the target",
     )
+    saved_measured: Interval | None = Field(
+        None,
+        description="the same, measured on the two networks before healing: counted, or in ms, timed side by side for "
+        "the 16 groups and blocks that are predicted to save most; null where it was not",
+    )
     harm: float | None = Field(
         None,
         description="an estimate of what its removal added to the mean KL divergence of the answers from those of the "
@@ -134,6 +139,7 @@ class BlockPlan(_Record):
     name: str = Field(description="module path")
     removed: bool
     saved: float = Field(0.0, description="predicted, as a group's")
+    saved_measured: Interval | None = Field(None, description="as a group's")
     harm: float | None = Field(
         None, description="as a group's; of one that stayed, what it would have added in the end; null: no candidate"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..bench import Interval
 from .plan import BlockPlan, GroupPlan, PruningPlan, home_of
 
 __all__ = ["merged"]
@@ -36,6 +37,13 @@ def merged(plans: Sequence[PruningPlan]) -> PruningPlan:
     return last.model_copy(update=update)
 
 
+def _sum(earlier: Interval | None, later: Interval | None) -> Interval | None:
+    """Of what was measured, ends with ends: no narrower than the two are together."""
+    if earlier is None or later is None:
+        return earlier or later
+    return Interval(**{k: getattr(earlier, k) + getattr(later, k) for k in ("value", "low", "high")})
+
+
 def _after(earlier: GroupPlan, later: GroupPlan) -> GroupPlan:
     left = [i for i in range(earlier.channels_before) if i not in set(earlier.removed)]
     removed = sorted([*earlier.removed, *(left[i] for i in later.removed)])
@@ -47,6 +55,7 @@ def _after(earlier: GroupPlan, later: GroupPlan) -> GroupPlan:
             "importance_removed_share": share + (1 - share) * later.importance_removed_share,
             "attributes": later.attributes or earlier.attributes,
             "saved": earlier.saved + later.saved,
+            "saved_measured": _sum(earlier.saved_measured, later.saved_measured) if removed else None,
             "harm": sum(filter(None, (earlier.harm, later.harm))) if removed else None,
             "reason_kept": None if removed else later.reason_kept,
         }

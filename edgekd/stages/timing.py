@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import quant
 from ..artifact import Preprocessing
-from ..bench import environment, not_here, others_busy, paired_ratio, round_medians, side_by_side
+from ..bench import Interval, environment, not_here, others_busy, paired_ratio, round_medians, side_by_side
 from ..data import Dataset
 from ..errors import EdgekdError, Problem, UsageError
 from ..models import Tapped
@@ -29,8 +29,8 @@ from ..quant import scheme_named
 
 __all__ = ["profile_of", "profile_problems", "timing"]
 
-#: Seconds that one comparison may take.
-CAP_S = 8.0
+#: Seconds that one comparison of two networks may take, and what each further network adds.
+CAP_S, EACH_S = 8.0, 1.0
 #: The smallest file that tells whether a runtime works here.
 TRIAL = Shape("linear", 1, 1, ())
 
@@ -117,9 +117,23 @@ def timing(
             ratio = paired_ratio(medians["original"], medians["pruned"])
             return Compared(before, after, ratio, len(medians["pruned"]), since())
 
+        def savings(pruned: nn.Module, longer: Mapping[str, nn.Module]) -> dict[str, Interval]:
+            files = {"": file_of(pruned)}
+            for i, (name, network) in enumerate(longer.items()):
+                progress("savings timed", i, len(longer))
+                files[name] = file_of(network)
+            measured = side_by_side(files, profile, cap_s=CAP_S + EACH_S * len(longer))
+            progress("savings timed", len(longer), len(longer))
+            medians, now = round_medians(measured.samples), measured.latencies[""].p50.value
+            ratios = {name: paired_ratio(medians[name], medians[""]) for name in longer}
+            return {
+                name: Interval(**{k: (v - 1) * now for k, v in ratio.model_dump().items()})
+                for name, ratio in ratios.items()
+            }
+
         here = environment()
         runtime = f"{profile.runtime} {here['versions'].get(profile.runtime, '')}".strip()
-        yield Timing(profile.name, layers, compare, here["cpu"], runtime, profile.threads)
+        yield Timing(profile.name, layers, compare, savings, here["cpu"], runtime, profile.threads)
 
 
 def _write(

@@ -172,7 +172,14 @@ def test_a_plan_for_latency_has_what_was_predicted_and_what_was_measured() -> No
     made = plan(
         target={"latency": {"speedup": 2.0}},
         blocks=[
-            {"name": "layer1.1", "removed": True, "saved": 0.05, "harm": 0.2, "reason_kept": None},
+            {
+                "name": "layer1.1",
+                "removed": True,
+                "saved": 0.05,
+                "saved_measured": {"value": 0.04, "low": 0.039, "high": 0.041},
+                "harm": 0.2,
+                "reason_kept": None,
+            },
             {
                 "name": "layer2.1",
                 "removed": False,
@@ -202,9 +209,10 @@ def test_a_plan_for_latency_has_what_was_predicted_and_what_was_measured() -> No
     text = plan_text(made)
     assert "saves ms" in text
     assert [line.split() for line in text.splitlines()[1:3]] == [
-        ["layer1.1", "block", "0.0500", "0.2"],
+        ["layer1.1", "block", "0.0500", "0.0400", "±0.0010", "0.2"],
         ["layer2.1", "0.5", "a"],
     ]
+    assert "         measured: the same, of the two networks as a whole, before healing" in text
     assert "went with the block layer1.1" in text
     assert "latency  predicted 1.0000 -> 0.5000 ms on cpu-x86, int8" in text
     assert "         measured  1.1000 [1.0000, 1.2000] -> 0.6000 [0.5000, 0.7000] ms" in text
