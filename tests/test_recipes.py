@@ -53,11 +53,9 @@ def quick(recipe: Recipe) -> dict[str, Any]:
         for teacher in table["teacher"]
     ]
     for stage in table["stage"]:
-        if stage["use"] in OF_TRAINING:
-            stage["epochs"] = 1
-            stage["clip_norm"] = 1.0  # logits of a teacher of three steps are huge
-        if "heal" in stage:
-            stage["heal"]["epochs"] = 1
+        for training in (stage if stage["use"] in OF_TRAINING else {}, stage.get("heal", {})):
+            if training.get("epochs"):
+                training |= {"epochs": 1, "clip_norm": 1.0}  # logits of a teacher of three steps are huge
         if stage["use"] == "quantize":
             stage["keep_float"] = False  # on a busy machine int8 may well be slower
         for training in (stage, stage.get("heal", {})):
@@ -85,13 +83,15 @@ def test_shipped_recipe(file: Path) -> None:
 
 def check(table: dict[str, Any], directory: Path, results: Any) -> None:
     stages = [stage["use"] for stage in table["stage"]]
+    teachers = ["teacher", *(f"teacher-{i + 1}" for i in range(1, len(table["teacher"])))]
     assert [p.profile for p in results.profiles] == [Path(name).stem for name in table["profiles"]]
     for profile in results.profiles:
         variants = {variant.name: variant for variant in profile.variants}
-        assert list(variants) == ["teacher", *(stage for stage in stages if stage != "export")]
+        assert list(variants) == [*teachers, *(stage for stage in stages if stage != "export")]
         assert all(0 <= v.metrics["accuracy"] <= 1 and v.latency.p50.value > 0 for v in variants.values())
         if "prune" in stages:
-            assert variants["prune"].macs < variants[stages[stages.index("prune") - 1]].macs
+            before = [*teachers, *stages][[*teachers, *stages].index("prune") - 1]
+            assert variants["prune"].macs < variants[before].macs
         if "quantize" in stages:
             assert variants["quantize"].precision == "int8"
             assert variants["quantize"].layers["float"] == 0
