@@ -19,7 +19,7 @@ from rows import Stages, fill, healing, options_of
 #: name -> the student (none: the trained ResNet-20), and the speed-up that its int8 form is pruned to.
 ROWS: dict[str, tuple[dict[str, Any] | None, float | None]] = {
     "trained ResNet-20": (None, None),
-    "trained ResNet-20, pruned 1.2x": (None, 1.2),
+    "trained ResNet-20, pruned 1.25x": (None, 1.25),
     "trained ResNet-20, pruned 1.4x": (None, 1.4),
     "trained ResNet-20, pruned 1.7x": (None, 1.7),
     "trained ResNet-20, pruned 2.2x": (None, 2.2),

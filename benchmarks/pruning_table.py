@@ -5,8 +5,9 @@
 The rows differ in the stage that prunes: the same checkpoint, the same healing (epochs, learning rate, objectives,
 views of the cached teacher, seeds). `torch-pruning` is that library's MagnitudePruner with its group importance, its
 ratio bisected to the wanted *measured* latency, as it is and with `round_to`; `... equal MACs` has its ratio bisected
-to the MACs that edgekd's network has. `healed 4 times as long` is for how far it comes, not for the comparison. The parameter-free shortcuts of this ResNet shift channels, which its dependency
-graph does not see: layers that write to the residual stream are left to it as ignored, as edgekd leaves them alone.
+to the MACs that edgekd's network has. `healed 4 times as long` says how far it comes, and compares with nothing. The
+parameter-free shortcuts of this ResNet shift channels, which its dependency graph does not see: layers that write to
+the residual stream are left to it as ignored, as edgekd leaves them alone.
 """
 
 from __future__ import annotations
