@@ -46,14 +46,16 @@ def noise(images: int) -> Dataset:
     return Dataset(split, none, none, [str(i) for i in range(10)], [0.5] * 3, [0.25] * 3, "synthetic")
 
 
-def steps(learner: Learner, data: Dataset, batch: int, augment: Sequence[Any] = ()) -> Iterator[None]:
+def steps(
+    learner: Learner, data: Dataset, batch: int, augment: Sequence[Any] = (), settings: Training = ENDLESS
+) -> Iterator[None]:
     """Every `next` is one step of edgekd's training loop, without end: batch, losses, optimizers, checks, events.
 
     What happens once per epoch (validation, checkpoint) is left out, since it costs every contender the same. The
     loop's own methods are called, not a copy of them: hence the private names.
     """
     task = make_task(Component(use="classification"))
-    run = _Run(learner, Job("bench", data, task, ENDLESS, batch, augment, SEED, Path("unused")))
+    run = _Run(learner, Job("bench", data, task, settings, batch, augment, SEED, Path("unused")))
     learner.train()
     while True:
         began = time.monotonic()
