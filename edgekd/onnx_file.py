@@ -20,6 +20,7 @@ from . import __version__
 from .artifact import Preprocessing, write_atomically
 from .errors import StageError, UsageError
 from .onnx_edit import opset_of
+from .onnx_fusible import fusible
 from .onnx_opset import downgraded
 from .quant.quiet import quiet
 from .runtimes.metadata import parse_metadata
@@ -119,6 +120,7 @@ def export_onnx(
         ) from error
     _name_layers(model, getattr(module, "layers", []))
     _clean(model)
+    fusible(model)
     model.producer_name, model.producer_version = "edgekd", __version__
     onnx.helper.set_model_props(
         model,

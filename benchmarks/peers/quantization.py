@@ -97,12 +97,24 @@ heal = { epochs = 1, lr = 0.01 }
 use = "export"
 """,
 }
+#: Of transformers alone: ranges that every call takes anew.
+DYNAMIC = {
+    "edgekd-dynamic": """
+[[stage]]
+use = "quantize"
+backend = "onnxruntime"
+mode = "dynamic"
+heal = { epochs = 0 }
+[[stage]]
+use = "export"
+""",
+}
 CALIBRATION = 512
 
 
 def tools_of(network: str) -> list[str]:
     own = list(RECIPES) if network in TRAINING else ["edgekd-ptq", "edgekd-qat"]
-    return own + PEERS + (TRANSFORMER if network == "vit" else [])
+    return [*own, *PEERS, *([*DYNAMIC, *TRANSFORMER] if network == "vit" else [])]
 
 
 def recipe(options: argparse.Namespace, network: str, seed: int, teacher: dict[str, Any], stages: str = "") -> Any:
@@ -152,7 +164,7 @@ def calibration(directory: Path, data: Dataset, seed: int) -> Path:
 def by_edgekd(
     options: argparse.Namespace, network: str, tool: str, seed: int, place: Path, file: Path, data: Dataset
 ) -> dict[str, Any]:
-    stages = RECIPES[tool]
+    stages = {**RECIPES, **DYNAMIC}[tool]
     wanted = recipe(options, network, seed, {"weights": str(place / "model.safetensors")}, stages)
     planned: Plan = plan(wanted, place / tool, data=data)
     run_steps(planned, progress, until="teacher")
@@ -184,7 +196,7 @@ def quantized(
     row: dict[str, Any] = {"network": network, "tool": tool, "seed": seed, "test_images": options.test_images}
     print(f"{network} {tool} seed {seed}", flush=True)
     try:
-        if tool in RECIPES:
+        if tool in RECIPES or tool in DYNAMIC:
             row |= by_edgekd(options, network, tool, seed, place, file, data)
         else:
             row |= by_peer(options, tool, place, file)
