@@ -336,8 +336,9 @@ def test_a_speed_up_that_accuracy_does_not_allow_is_told(
 
 
 def test_a_mixture_that_proves_slower_as_a_whole_is_not_handed_out(
-    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, workspace: Make, source: Artifact, cpu: Profile, monkeypatch: pytest.MonkeyPatch, judgements: Any
 ) -> None:
+    judgements(0.9, 0.89)
     inject(monkeypatch, Device(dict.fromkeys(LAYERS, 0.8)), measured(0.97, 0.96, 0.98))
     stage = quantize(cpu, mixed="latency")
     artifact = stage.run(workspace(stage, tmp_path / "q", {"source": source}))
