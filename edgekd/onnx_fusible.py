@@ -6,7 +6,7 @@ kernels, and keys are transposed by nine nodes, most of which compute shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,6 @@ def _transpose_at_once(graph: _Graph, last: NodeProto) -> None:
 
 def _lengths(graph: _Graph, name: str, x: str, shape: Sequence[Length]) -> list[Length] | None:
     """What a shape that is computed from that of `x` comes to; None where it is computed otherwise."""
-    value = graph.constant(name)
-    if value is not None:
-        return [int(v) for v in value.ravel()]
     joined = graph.source(name, "Concat")
     parts = [name] if joined is None else joined.input
     found: list[Length] = []
@@ -136,14 +133,8 @@ def _part(graph: _Graph, name: str, x: str, shape: Sequence[Length]) -> list[Len
     if cut is None or whole is None or whole.input[0] != x or attribute(whole, "start", 0) or len(cut.input) > 4:
         return None
     ends = [graph.constant(i) for i in cut.input[1:3]]
-    axes = list(_numbers(graph, cut.input[3:]))
-    if any(end is None or end.size != 1 for end in ends) or axes not in ([], [0]):
+    along = [graph.constant(i) for i in cut.input[3:]]
+    if any(end is None or end.size != 1 for end in ends) or any(axis is None or axis.any() for axis in along):
         return None
     start, stop = (int(end.item()) for end in ends if end is not None)
     return list(shape[start:stop])
-
-
-def _numbers(graph: _Graph, names: Sequence[str]) -> Iterator[int]:
-    for name in names:
-        value = graph.constant(name)
-        yield from [-1] if value is None else (int(v) for v in value.ravel())

@@ -63,7 +63,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "vit": {"optimizer": "adamw", "lr": 0.002, "weight_decay": 0.05},
 }
 PEERS = ["onnxruntime-static", "nncf", "torchao-x86", "neural-compressor", "modelopt"]
-TRANSFORMER = ["onnxruntime-products", "onnxruntime-dynamic", "nncf-transformer"]
+TRANSFORMER = ["edgekd-dynamic", "onnxruntime-products", "onnxruntime-dynamic", "nncf-transformer"]
 #: The stages of a recipe, as a user writes them.
 RECIPES = {
     "edgekd-ptq": """
@@ -96,9 +96,6 @@ heal = { epochs = 1, lr = 0.01 }
 [[stage]]
 use = "export"
 """,
-}
-#: Of transformers alone: ranges that every call takes anew.
-DYNAMIC = {
     "edgekd-dynamic": """
 [[stage]]
 use = "quantize"
@@ -113,8 +110,9 @@ CALIBRATION = 512
 
 
 def tools_of(network: str) -> list[str]:
-    own = list(RECIPES) if network in TRAINING else ["edgekd-ptq", "edgekd-qat"]
-    return [*own, *PEERS, *([*DYNAMIC, *TRANSFORMER] if network == "vit" else [])]
+    every = [tool for tool in RECIPES if tool not in TRANSFORMER]
+    own = every if network in TRAINING else ["edgekd-ptq", "edgekd-qat"]
+    return own + PEERS + (TRANSFORMER if network == "vit" else [])
 
 
 def recipe(options: argparse.Namespace, network: str, seed: int, teacher: dict[str, Any], stages: str = "") -> Any:
@@ -164,7 +162,7 @@ def calibration(directory: Path, data: Dataset, seed: int) -> Path:
 def by_edgekd(
     options: argparse.Namespace, network: str, tool: str, seed: int, place: Path, file: Path, data: Dataset
 ) -> dict[str, Any]:
-    stages = {**RECIPES, **DYNAMIC}[tool]
+    stages = RECIPES[tool]
     wanted = recipe(options, network, seed, {"weights": str(place / "model.safetensors")}, stages)
     planned: Plan = plan(wanted, place / tool, data=data)
     run_steps(planned, progress, until="teacher")
@@ -196,7 +194,7 @@ def quantized(
     row: dict[str, Any] = {"network": network, "tool": tool, "seed": seed, "test_images": options.test_images}
     print(f"{network} {tool} seed {seed}", flush=True)
     try:
-        if tool in RECIPES or tool in DYNAMIC:
+        if tool in RECIPES:
             row |= by_edgekd(options, network, tool, seed, place, file, data)
         else:
             row |= by_peer(options, tool, place, file)
